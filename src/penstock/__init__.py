@@ -1,0 +1,1 @@
+"""Penstock: any PyTorch training step inside the memory budget you name."""
