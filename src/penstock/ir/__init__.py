@@ -1,0 +1,1 @@
+"""The nouns: trace, machine, plan, schedule, timeline. Frozen data, no torch, no device."""

@@ -1,0 +1,47 @@
+"""Which ops remake a value: the walk back from it to what is still there."""
+
+from collections.abc import Callable
+
+from penstock.ir.trace import Kind, OpIndex, Trace, ValueId
+
+__all__ = ["Gone", "lineage"]
+
+
+class Gone(Exception):
+    """The walk reached something that is neither resident nor can be remade; the text says what."""
+
+
+def lineage(
+    trace: Trace,
+    value: ValueId,
+    at: OpIndex,
+    holds: Callable[[ValueId, int], bool],
+) -> tuple[OpIndex, ...]:
+    """The ops that must run again, in clock order, so that `value` exists before op `at`.
+
+    `holds(value, op)` says whether a value is resident before an op. What is not resident is
+    remade in turn. Raises `Gone` where that is impossible. Cost: linear in the ops returned.
+    """
+    needed: set[OpIndex] = set()
+    pending = [value]
+    while pending:
+        wanted = pending.pop()
+        it = trace.values[wanted]
+        producer = it.producer
+        if producer is None:
+            raise Gone(f"it needs {trace.describe(wanted)}, which is gone by then")
+        if producer in needed:
+            continue
+        op = trace.ops[producer]
+        if not op.repeatable:
+            raise Gone(f"{trace.describe_op(producer)} must not run twice")
+        needed.add(producer)
+        overwritten = trace.previous_version
+        for read in op.reads:
+            becomes = any(overwritten.get(written) == read for written in op.writes)
+            if becomes and trace.values[read].kind is Kind.BUFFER:
+                continue  # running statistics: a second run leaves them alone
+            # What the op overwrites is never there to be read: remake it to be overwritten again.
+            if becomes or not holds(read, at):
+                pending.append(read)
+    return tuple(sorted(needed))

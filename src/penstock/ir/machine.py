@@ -1,0 +1,86 @@
+"""The hardware as data: a device, the tiers below it, and the links between."""
+
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from penstock.errors import TraceError, mib
+
+__all__ = ["Device", "Link", "Machine", "Tier"]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One direction between the device and a tier."""
+
+    bandwidth: float  # bytes per second
+    latency: float = 0.0  # seconds before the first byte moves
+
+    def __post_init__(self) -> None:
+        if not self.bandwidth > 0 or not self.latency >= 0:
+            raise TraceError(
+                f"a link needs a bandwidth above 0 and a latency of 0 or more, "
+                f"not {self.bandwidth:g} bytes/s and {self.latency:g} s"
+            )
+
+    def seconds(self, nbytes: int) -> float:
+        return self.latency + nbytes / self.bandwidth
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """A place below the device. `write` leads down to it, `read` back up.
+
+    `drag` is the share of its speed that compute loses while one direction is busy: the copy takes
+    memory bandwidth, and on a CPU also a bit of a core.
+    """
+
+    name: str
+    capacity: int  # bytes
+    write: Link
+    read: Link
+    drag: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.capacity < 0 or not 0 <= self.drag < 1:
+            raise TraceError(
+                f"tier {self.name}: capacity {mib(self.capacity)}, drag {self.drag:g}; the one "
+                "must be 0 or more, the other from 0 to below 1"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where ops run."""
+
+    name: str
+    memory: int  # bytes
+    bandwidth: float = 0.0  # bytes per second; 0: not known
+    flops: dict[str, float] = field(default_factory=dict, hash=False)  # by dtype, per second
+
+    def __post_init__(self) -> None:
+        if self.memory <= 0:
+            raise TraceError(f"device {self.name}: memory of {self.memory} bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A device and the tiers below it, fastest first."""
+
+    device: Device
+    tiers: tuple[Tier, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [tier.name for tier in self.tiers]
+        if len(set(names)) < len(names):
+            raise TraceError(f"two tiers of machine {self.device.name} have one name: {names}")
+
+    def tier(self, name: str) -> Tier:
+        """Raises `TraceError` if there is none of that name."""
+        for tier in self.tiers:
+            if tier.name == name:
+                return tier
+        known = ", ".join(tier.name for tier in self.tiers) or "none"
+        raise TraceError(f"machine {self.device.name} has no tier {name!r}; it has: {known}")
+
+    def with_tiers(self, *tiers: Tier) -> Self:
+        return replace(self, tiers=tiers)

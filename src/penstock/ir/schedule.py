@@ -1,0 +1,305 @@
+"""A plan spelled out: every run, copy, wait and drop of one step, in program order.
+
+The simulator prices a schedule and the engine carries the same schedule out, so the two cannot
+drift apart. Program order is the order in which the host meets the actions; copies then proceed on
+their own lanes. Kept as columns, for speed; `actions` shows them as records, for people and for the
+engine.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from functools import cached_property
+from typing import NewType, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.ir.trace import OpIndex, Trace, ValueId
+
+__all__ = [
+    "Action",
+    "Cause",
+    "Drop",
+    "Evict",
+    "Prefetch",
+    "Run",
+    "Schedule",
+    "ScheduleBuilder",
+    "Transfer",
+    "TransferId",
+    "Verb",
+    "Wait",
+]
+
+TransferId = NewType("TransferId", int)
+"""Position in `Schedule.transfers`."""
+
+
+class Cause(StrEnum):
+    """Why the compute lane waits."""
+
+    INPUT = "input"  # a value that the next op reads is still on its way in
+    ROOM = "room"  # the next op needs bytes that a copy out has not freed yet
+    FENCE = "fence"  # the plan says that the op waits for a copy out
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One copy of one value over one link."""
+
+    value: ValueId
+    tier: str
+    inward: bool
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Run an op on the compute lane. `again`: a recomputation.
+
+    `takes` are the values that need new bytes, held from its start; `frees` those whose bytes go
+    back at its end. An in-place write takes nothing: its value stands where the one before stood.
+    """
+
+    op: OpIndex
+    again: bool = False
+    takes: tuple[ValueId, ...] = ()
+    frees: tuple[ValueId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """Put the copy out on its lane. Its bytes come free when it ends, and not before `after` ran."""
+
+    transfer: TransferId
+    after: OpIndex
+
+
+@dataclass(frozen=True, slots=True)
+class Prefetch:
+    """Put the copy in on its lane; it takes its bytes when it starts.
+
+    It starts after `out`, the copy out of the same value, and after `room`, the copies out whose
+    bytes are the ones that it takes.
+    """
+
+    transfer: TransferId
+    out: TransferId
+    room: tuple[TransferId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The compute lane waits until `transfer` has ended."""
+
+    transfer: TransferId
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Free a value's bytes without a copy; it is remade later, or never."""
+
+    value: ValueId
+
+
+Action: TypeAlias = Run | Evict | Prefetch | Wait | Drop
+
+
+class Verb(IntEnum):
+    """What a row of `Schedule.verb` says."""
+
+    RUN = 0
+    RUN_AGAIN = 1
+    EVICT = 2
+    PREFETCH = 3
+    WAIT = 4
+    DROP = 5
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A ragged column: the items of row i are `items[starts[i]:starts[i + 1]]`."""
+
+    starts: NDArray[np.int32]
+    items: NDArray[np.int32]
+
+    def __getitem__(self, row: int) -> list[int]:
+        found: list[int] = self.items[self.starts[row] : self.starts[row + 1]].tolist()
+        return found
+
+    @cached_property
+    def owner(self) -> NDArray[np.int32]:
+        """For each item, the row that it belongs to."""
+        return np.repeat(np.arange(len(self.starts) - 1, dtype=np.int32), np.diff(self.starts))
+
+
+@dataclass(frozen=True)
+class Copies:
+    """The transfers of a schedule, by column."""
+
+    value: NDArray[np.int32]
+    tier: NDArray[np.int16]  # position in `tiers`
+    inward: NDArray[np.bool_]
+    tiers: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Actions in program order, one row each.
+
+    `subject` is an op for runs, a transfer for copies and waits, a value for drops. `extra` is the
+    op that an eviction must outlive, the copy out of a copy in, or the number of a wait's cause.
+
+    `away` holds the values that a wrapping gap keeps off the device when the step begins, each with
+    the copy out that took it there at the end of the step before: an action that names such a
+    transfer ahead of its eviction means that earlier one. `shortfall` is how many bytes the op that
+    fits worst lacks; 0 if all fit.
+    """
+
+    trace: Trace
+    verb: NDArray[np.int8]
+    subject: NDArray[np.int32]
+    extra: NDArray[np.int32]
+    takes: Rows  # of runs
+    frees: Rows  # of runs
+    room: Rows  # of prefetches
+    copies: Copies
+    away: tuple[tuple[ValueId, TransferId], ...] = ()
+    shortfall: int = 0
+    worst: OpIndex | None = None  # the op that lacks them
+
+    @cached_property
+    def transfers(self) -> tuple[Transfer, ...]:
+        copies, size = self.copies, self.trace.columns.nbytes[self.copies.value].tolist()
+        columns = copies.value.tolist(), copies.tier.tolist(), copies.inward.tolist(), size
+        return tuple(
+            Transfer(value, copies.tiers[tier], inward, nbytes)
+            for value, tier, inward, nbytes in zip(*columns, strict=True)
+        )
+
+    @cached_property
+    def actions(self) -> tuple[Action, ...]:
+        """The rows as records."""
+        return tuple(self._records())
+
+    def _records(self) -> Iterator[Action]:
+        causes = tuple(Cause)
+        verbs, subjects, extras = self.verb.tolist(), self.subject.tolist(), self.extra.tolist()
+        for row, (verb, subject, extra) in enumerate(zip(verbs, subjects, extras, strict=True)):
+            match Verb(verb):
+                case Verb.RUN | Verb.RUN_AGAIN:
+                    again = verb == Verb.RUN_AGAIN
+                    yield Run(subject, again, tuple(self.takes[row]), tuple(self.frees[row]))
+                case Verb.EVICT:
+                    yield Evict(subject, extra)
+                case Verb.PREFETCH:
+                    yield Prefetch(subject, extra, tuple(self.room[row]))
+                case Verb.WAIT:
+                    yield Wait(subject, causes[extra])
+                case Verb.DROP:
+                    yield Drop(subject)
+
+    @cached_property
+    def around(self) -> tuple[tuple[tuple[Action, ...], tuple[Action, ...]], ...]:
+        """For each op: what the host does just before its own run, and just after.
+
+        Drops and copies out that follow a run belong to it: the sooner they go the better.
+        Everything else belongs to the run that it prepares.
+        """
+        before: list[tuple[Action, ...]] = []
+        after: list[list[Action]] = []
+        pending: list[Action] = []
+        for action in self.actions:
+            match action:
+                case Run(again=False):
+                    before.append(tuple(pending))
+                    after.append([])
+                    pending.clear()
+                case Drop() | Evict() if after and not pending:
+                    after[-1].append(action)
+                case _:
+                    pending.append(action)
+        if after:
+            after[-1].extend(pending)
+        return tuple(zip(before, map(tuple, after), strict=True))
+
+
+@dataclass
+class ScheduleBuilder:
+    """Collects actions in program order and makes a `Schedule` of them."""
+
+    trace: Trace
+    verb: list[int] = field(default_factory=list)
+    subject: list[int] = field(default_factory=list)
+    extra: list[int] = field(default_factory=list)
+    takes: list[Sequence[int]] = field(default_factory=list)
+    frees: list[Sequence[int]] = field(default_factory=list)
+    room: list[Sequence[int]] = field(default_factory=list)
+    copied: list[tuple[ValueId, int, bool]] = field(default_factory=list)
+    tiers: dict[str, int] = field(default_factory=dict)
+
+    def add(
+        self,
+        verb: Verb,
+        subject: int,
+        extra: int = 0,
+        *,
+        takes: Sequence[int] = (),
+        frees: Sequence[int] = (),
+        room: Sequence[int] = (),
+    ) -> None:
+        self.verb.append(verb)
+        self.subject.append(subject)
+        self.extra.append(extra)
+        self.takes.append(takes)
+        self.frees.append(frees)
+        self.room.append(room)
+
+    def wait(self, transfer: TransferId, cause: Cause) -> None:
+        self.add(Verb.WAIT, transfer, _CAUSE_NUMBER[cause])
+
+    def transfer(self, value: ValueId, tier: str, *, inward: bool) -> TransferId:
+        self.copied.append((value, self.tiers.setdefault(tier, len(self.tiers)), inward))
+        return TransferId(len(self.copied) - 1)
+
+    def build(
+        self,
+        away: Iterable[tuple[ValueId, TransferId]] = (),
+        shortfall: int = 0,
+        worst: OpIndex | None = None,
+    ) -> Schedule:
+        copied = np.array(self.copied, np.int32).reshape(-1, 3)
+        copies = Copies(
+            copied[:, 0].copy(),
+            copied[:, 1].astype(np.int16),
+            copied[:, 2].astype(np.bool_),
+            tuple(self.tiers),
+        )
+        return Schedule(
+            self.trace,
+            np.array(self.verb, np.int8),
+            np.array(self.subject, np.int32),
+            np.array(self.extra, np.int32),
+            _rows(self.takes),
+            _rows(self.frees),
+            _rows(self.room),
+            copies,
+            tuple(away),
+            shortfall,
+            worst,
+        )
+
+
+_CAUSE_NUMBER = {cause: number for number, cause in enumerate(Cause)}
+
+
+def _rows(lists: list[Sequence[int]]) -> Rows:
+    starts = np.zeros(len(lists) + 1, np.int32)
+    np.cumsum(np.fromiter(map(len, lists), np.int32, len(lists)), out=starts[1:])
+    items = np.fromiter((item for row in lists for item in row), np.int32, int(starts[-1]))
+    return Rows(starts, items)
