@@ -1,0 +1,83 @@
+"""Policies: one method, one file, found by its name.
+
+A policy is a frozen dataclass that turns a `Problem` into a `Plan`; its file is named like it. An
+outside package adds one through the entry point group `penstock.policies`.
+"""
+
+import importlib
+import pkgutil
+from dataclasses import fields
+from importlib.metadata import entry_points
+from typing import Any, get_args
+
+from penstock.errors import NeedError, UsageError
+from penstock.ir.policy import Need, Policy, Problem
+
+__all__ = ["configured", "load", "names", "require"]
+
+_GROUP = "penstock.policies"
+
+
+def names() -> tuple[str, ...]:
+    """Every policy that can be loaded, by name."""
+    own = {info.name.replace("_", "-") for info in pkgutil.iter_modules(__path__)}
+    return tuple(sorted(own | {point.name for point in entry_points(group=_GROUP)}))
+
+
+def load(name: str) -> type[Policy]:
+    """The policy class called `name`. Raises `UsageError` if there is none."""
+    own = {info.name for info in pkgutil.iter_modules(__path__)}
+    if (file := name.replace("-", "_")) in own:
+        module = importlib.import_module(f"{__name__}.{file}")
+        found: type[Policy] = getattr(module, module.__all__[0])
+        return found
+    for point in entry_points(group=_GROUP):
+        if point.name == name:
+            return point.load()  # type: ignore[no-any-return]
+    raise UsageError(f"no policy is called {name!r}; there are: {', '.join(names())}")
+
+
+def configured(text: str) -> Policy:
+    """A policy with its options, from `name` or `name:option=value,option=value`."""
+    name, _, options = text.partition(":")
+    policy = load(name.strip())
+    known = {field.name: field for field in fields(policy)}  # type: ignore[arg-type]
+    given: dict[str, Any] = {}
+    for option in filter(None, options.split(",")):
+        key, equals, value = (part.strip() for part in option.partition("="))
+        if key not in known or not equals:
+            takes = ", ".join(known) or "no options"
+            raise UsageError(f"policy {name}: option {option!r} is not known; it takes {takes}")
+        given[key] = _read(value, known[key].type, f"policy {name}: option {key}")
+    return policy(**given)
+
+
+def require(policy: Policy, problem: Problem) -> None:
+    """Raise `NeedError` if `problem` lacks what `policy` cannot do without."""
+    missing = []
+    if Need.TIER in policy.needs and not problem.machine.tiers:
+        missing.append(Need.TIER)
+    if Need.SECONDS in policy.needs and not problem.trace.seconds:
+        missing.append(Need.SECONDS)
+    if missing:
+        raise NeedError(f"policy {type(policy).__name__} needs {' and '.join(missing)}")
+
+
+def _read(text: str, kind: Any, what: str) -> Any:
+    """One option's value as its field's type says."""
+    choices = get_args(kind)
+    try:
+        if choices and all(isinstance(choice, str) for choice in choices):
+            if text not in choices:
+                raise ValueError
+            return text
+        if kind is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+        if type(None) in choices:
+            if text.lower() == "none":
+                return None
+            kind = next(choice for choice in choices if choice is not type(None))
+        return kind(text)
+    except (ValueError, KeyError):
+        wanted = " or ".join(map(repr, choices)) if choices else getattr(kind, "__name__", kind)
+        raise UsageError(f"{what}: {text!r} is not {wanted}") from None

@@ -1,0 +1,29 @@
+"""swap-all: every value that autograd saved goes to the first tier and comes back just in time.
+
+Idea      The simplest use of a tier: nothing that waits for backward waits on the device.
+Assumes   Nothing; what the link cannot hide, the step waits for.
+Reads     The trace's seconds and the first tier; not the budget.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from penstock.ir.plan import Plan
+from penstock.ir.policy import Need, Problem
+from penstock.solve.swaps import just_in_time
+
+__all__ = ["SwapAll"]
+
+
+@dataclass(frozen=True, slots=True)
+class SwapAll:
+    """Swap every saved value of at least `smallest` bytes."""
+
+    smallest: int = 1 << 20
+
+    paper: ClassVar[None] = None
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.TIER})
+
+    def __call__(self, problem: Problem) -> Plan:
+        gaps = problem.trace.saved_gaps(self.smallest)
+        return problem.given.plus(just_in_time(problem.trace, problem.machine.tiers[0], gaps))

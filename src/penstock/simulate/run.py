@@ -1,0 +1,300 @@
+"""From a schedule to its timeline: the design's cost semantics, and nothing else.
+
+Compute ops run in order on one lane. Each direction of each tier is a lane, first come first served
+in trigger order. A copy out frees its bytes when it ends, a copy in takes them when it starts. While
+a copy runs, compute loses the share of its speed that the tier's `drag` says.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from penstock.ir.machine import Machine
+from penstock.ir.schedule import Cause, Schedule, Verb
+from penstock.ir.timeline import COMPUTE, KINDS, Timeline, lane_of
+
+__all__ = ["price"]
+
+
+def price(schedule: Schedule, machine: Machine) -> Timeline:
+    """Predict what `schedule` costs on `machine`.
+
+    A schedule that keeps values away from one step to the next is priced in its steady state: the
+    copies that outlast the step before are still running when this one begins.
+    """
+    columns = _columns(schedule, machine)
+    earlier_end = np.full(len(schedule.copies), -np.inf)
+    walked = _walk(schedule, columns, earlier_end)
+    if schedule.away:
+        earlier_end = _ends_of_copies_out(schedule, columns, walked[1]) - walked[3]
+        walked = _walk(schedule, columns, earlier_end)
+    return _timeline(schedule, columns, walked, earlier_end)
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """What the walk needs beside the schedule's own columns."""
+
+    cost: NDArray[np.float64]  # by action: seconds on the compute lane
+    host: NDArray[np.float64]  # by action: seconds of the host before it
+    lane: NDArray[np.int16]  # by transfer
+    copy_cost: NDArray[np.float64]  # by transfer: seconds
+    drag: NDArray[np.float64]  # by lane
+    lanes: tuple[str, ...]
+    nbytes: NDArray[np.int64]  # by transfer
+
+
+def _columns(schedule: Schedule, machine: Machine) -> _Columns:
+    ops = schedule.trace.columns
+    is_first = schedule.verb == Verb.RUN
+    is_run = is_first | (schedule.verb == Verb.RUN_AGAIN)
+    op = np.where(is_run, schedule.subject, 0)
+    cost = np.where(is_run, ops.seconds[op], 0.0)
+    host = np.where(is_first, ops.host_seconds[op], 0.0)
+
+    copies = schedule.copies
+    tiers = [machine.tier(name) for name in copies.tiers]
+    lane = 1 + 2 * copies.tier + copies.inward
+    links = [None, *(link for tier in tiers for link in (tier.write, tier.read))]
+    latency = np.array([link.latency if link else 0.0 for link in links])
+    bandwidth = np.array([link.bandwidth if link else 1.0 for link in links])
+    nbytes = schedule.trace.columns.nbytes[copies.value]
+    return _Columns(
+        cost,
+        host,
+        lane.astype(np.int16),
+        latency[lane] + nbytes / bandwidth[lane],
+        np.array([0.0, *(tier.drag for tier in tiers for _ in range(2))]),
+        (COMPUTE, *(lane_of(tier.name, inward=way) for tier in tiers for way in (False, True))),
+        nbytes,
+    )
+
+
+_Walked: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], float]
+
+
+def _walk(schedule: Schedule, columns: _Columns, earlier_end: NDArray[np.float64]) -> _Walked:
+    walked: _Walked = _core(
+        schedule.verb,
+        schedule.subject,
+        schedule.extra,
+        schedule.room.starts,
+        schedule.room.items,
+        columns.cost,
+        columns.host,
+        columns.lane,
+        columns.copy_cost,
+        columns.drag,
+        earlier_end,
+        len(Cause),
+    )
+    return walked
+
+
+_RUN, _AGAIN = int(Verb.RUN), int(Verb.RUN_AGAIN)
+_EVICT, _PREFETCH, _WAIT = int(Verb.EVICT), int(Verb.PREFETCH), int(Verb.WAIT)
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _core(  # noqa: PLR0913  (numba takes arrays, not records)
+    verb: NDArray[np.int8],
+    subject: NDArray[np.int32],
+    extra: NDArray[np.int32],
+    room_starts: NDArray[np.int32],
+    room: NDArray[np.int32],
+    cost: NDArray[np.float64],
+    host: NDArray[np.float64],
+    lane: NDArray[np.int16],
+    copy_cost: NDArray[np.float64],
+    drag: NDArray[np.float64],
+    earlier_end: NDArray[np.float64],
+    causes: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], float]:
+    """Start and end of each action, stall seconds by cause, and the end of the last run.
+
+    `earlier_end`: when the step before ends (or ended) each copy out, in seconds from the start of
+    this step; -inf for copies that it did not make.
+    """
+    rows, lanes, transfers = len(verb), len(drag), len(lane)
+    start, end = np.zeros(rows), np.zeros(rows)
+    stalls = np.zeros(causes)
+    copy_end = earlier_end.copy()
+    free = np.zeros(lanes)  # when each lane has done all that was put on it
+    for transfer in range(transfers):
+        free[lane[transfer]] = max(free[lane[transfer]], copy_end[transfer])
+    # Busy stretches of each lane, in order; `first` skips those that are over.
+    busy_start = np.zeros((lanes, transfers + 1))
+    busy_end = np.zeros((lanes, transfers + 1))
+    first, stretches = np.zeros(lanes, np.int64), np.zeros(lanes, np.int64)
+    for one in range(lanes):
+        if free[one] > 0:
+            busy_end[one, 0] = free[one]
+            stretches[one] = 1
+    now = 0.0
+    for row in range(rows):
+        if verb[row] == _RUN or verb[row] == _AGAIN:
+            now += host[row]
+            start[row] = now
+            left = cost[row]
+            while left > 0.0:
+                speed, change = 1.0, np.inf
+                for one in range(1, lanes):
+                    while first[one] < stretches[one] and busy_end[one, first[one]] <= now:
+                        first[one] += 1
+                    if first[one] < stretches[one]:
+                        if busy_start[one, first[one]] <= now:
+                            speed *= 1.0 - drag[one]
+                            change = min(change, busy_end[one, first[one]])
+                        else:
+                            change = min(change, busy_start[one, first[one]])
+                if now + left / speed <= change:
+                    now += left / speed
+                    left = 0.0
+                else:
+                    left -= (change - now) * speed
+                    now = change
+            end[row] = now
+        elif verb[row] == _EVICT or verb[row] == _PREFETCH:
+            transfer = subject[row]
+            here = lane[transfer]
+            begin = max(now, free[here])
+            if verb[row] == _PREFETCH:
+                begin = max(begin, copy_end[extra[row]])
+                for other in range(room_starts[row], room_starts[row + 1]):
+                    begin = max(begin, copy_end[room[other]])
+            start[row] = begin
+            end[row] = begin + copy_cost[transfer]
+            copy_end[transfer] = free[here] = end[row]
+            busy_start[here, stretches[here]] = begin
+            busy_end[here, stretches[here]] = end[row]
+            stretches[here] += 1
+        elif verb[row] == _WAIT:
+            start[row] = now
+            if copy_end[subject[row]] > now:
+                stalls[extra[row]] += copy_end[subject[row]] - now
+                now = copy_end[subject[row]]
+            end[row] = now
+        else:
+            start[row] = end[row] = now
+    return start, end, stalls, now
+
+
+def _ends_of_copies_out(
+    schedule: Schedule, columns: _Columns, end_of: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """By transfer: when each copy out of a walked step ended; -inf for copies in."""
+    found = np.full(len(columns.lane), -np.inf)
+    out = schedule.verb == Verb.EVICT
+    found[schedule.subject[out]] = end_of[out]
+    return found
+
+
+def _timeline(
+    schedule: Schedule,
+    columns: _Columns,
+    walked: _Walked,
+    earlier_end: NDArray[np.float64],
+) -> Timeline:
+    start_of, end_of, stalls, seconds = walked
+    verb, subject = schedule.verb, schedule.subject
+    is_run = verb <= Verb.RUN_AGAIN
+    is_copy = (verb == Verb.EVICT) | (verb == Verb.PREFETCH)
+    value_of = schedule.copies.value
+    times, resident = _residency(schedule, start_of, end_of, value_of, earlier_end)
+
+    lane = np.zeros(len(verb), np.int16)
+    lane[is_copy] = columns.lane[subject[is_copy]]
+    ref = subject.copy()
+    ref[is_copy] = value_of[subject[is_copy]]
+    is_span = is_run | is_copy
+    traffic = np.bincount(columns.lane, columns.nbytes, len(columns.lanes)).astype(np.int64)
+    return Timeline(
+        seconds=seconds,
+        lanes=columns.lanes,
+        span_lane=lane[is_span],
+        span_start=start_of[is_span],
+        span_end=end_of[is_span],
+        span_ref=ref[is_span],
+        span_again=(verb == Verb.RUN_AGAIN)[is_span],
+        times=times,
+        resident=resident,
+        stalls={cause: float(s) for cause, s in zip(Cause, stalls, strict=True)},
+        traffic=dict(zip(columns.lanes[1:], traffic[1:].tolist(), strict=True)),
+        overhead_bytes=schedule.trace.slack,
+    )
+
+
+def _residency(
+    schedule: Schedule,
+    start_of: NDArray[np.float64],
+    end_of: NDArray[np.float64],
+    value_of: NDArray[np.int32],
+    earlier_end: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The residency curve: times, and bytes by kind from each of them on."""
+    trace, verb, subject = schedule.trace, schedule.verb, schedule.subject
+    size, kind = trace.columns.nbytes, trace.columns.kind
+    scratch = len(KINDS) - 1
+    count = len(verb)
+
+    # Changes as columns: when, on which row of the curve, how many bytes, and a rank that settles
+    # equal times. Rank is program order, so whatever makes room stands before what takes it.
+    when: list[NDArray[np.float64]] = []
+    which: list[NDArray[np.int64]] = []
+    delta: list[NDArray[np.int64]] = []
+    rank: list[NDArray[np.int64]] = []
+
+    def change(
+        at: NDArray[np.float64], row: NDArray[np.int64], nbytes: NDArray[np.int64], order: _Order
+    ) -> None:
+        when.append(at)
+        which.append(row)
+        delta.append(nbytes)
+        rank.append(np.broadcast_to(np.asarray(order, np.int64), at.shape))
+
+    def change_values(
+        at: NDArray[np.float64], values: NDArray[np.int32], sign: int, order: _Order
+    ) -> None:
+        change(at, kind[values], sign * size[values], order)
+
+    leaving = np.array([v for v, t in schedule.away if earlier_end[t] > 0], np.int32)
+    away = {value for value, _ in schedule.away}
+    initial = np.array([v for v in trace.initial if v not in away], np.int32)
+    change_values(np.zeros(len(initial)), initial, 1, -1)
+    change_values(np.zeros(len(leaving)), leaving, 1, -1)
+    until = np.array([earlier_end[t] for _, t in schedule.away if earlier_end[t] > 0], np.float64)
+    change_values(until, leaving, -1, -1)
+
+    takes, frees = schedule.takes, schedule.frees
+    change_values(start_of[takes.owner], takes.items, 1, 3 * takes.owner + 1)
+    change_values(end_of[frees.owner], frees.items, -1, 3 * frees.owner + 2)
+    rows = np.arange(count)
+    runs = rows[verb <= Verb.RUN_AGAIN]
+    workspace = trace.columns.workspace[subject[runs]]
+    on_scratch = np.full(len(runs), scratch)
+    change(start_of[runs], on_scratch, workspace, 3 * runs + 1)
+    change(end_of[runs], on_scratch, -workspace, 3 * runs + 2)
+
+    evicts = rows[verb == Verb.EVICT]
+    ran_until = np.zeros(len(trace.ops))
+    first_runs = rows[verb == Verb.RUN]
+    ran_until[subject[first_runs]] = end_of[first_runs]
+    freed = np.maximum(end_of[evicts], ran_until[schedule.extra[evicts]])
+    change_values(freed, value_of[subject[evicts]], -1, 3 * evicts)
+    prefetches = rows[verb == Verb.PREFETCH]
+    change_values(start_of[prefetches], value_of[subject[prefetches]], 1, 3 * prefetches + 1)
+    drops = rows[verb == Verb.DROP]
+    change_values(start_of[drops], subject[drops], -1, 3 * drops)
+
+    times, at = np.concatenate(when), np.concatenate(which)
+    nbytes, ranks = np.concatenate(delta), np.concatenate(rank)
+    order = np.lexsort((ranks, times))
+    moved = np.zeros((len(KINDS), len(order)), np.int64)
+    moved[at[order], np.arange(len(order))] = nbytes[order]
+    return times[order], np.cumsum(moved, axis=1)
+
+
+_Order: TypeAlias = "int | NDArray[np.int64] | NDArray[np.int32]"

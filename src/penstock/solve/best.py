@@ -1,0 +1,40 @@
+"""Which of several plans is best, by simulation."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from penstock.ir.plan import Plan, check
+from penstock.ir.policy import Problem
+from penstock.ir.schedule import Schedule
+from penstock.ir.timeline import Timeline
+from penstock.simulate.lower import lower
+from penstock.simulate.run import price
+
+__all__ = ["Outcome", "best", "outcome"]
+
+
+class Outcome(NamedTuple):
+    """A plan, spelled out and priced."""
+
+    plan: Plan
+    schedule: Schedule
+    timeline: Timeline
+    shortfall: int  # bytes by which it misses the budget; 0 if it fits
+
+    @property
+    def rank(self) -> tuple[int, float, int]:
+        """Smaller is better: what fits, then what is fast, then what moves little."""
+        return self.shortfall, self.timeline.seconds, sum(self.timeline.traffic.values())
+
+
+def outcome(problem: Problem, plan: Plan) -> Outcome:
+    """Check, lower and price a plan. Raises `PlanError` if it does not fit the trace."""
+    check(problem.trace, plan, problem.machine)
+    # The allocator's slack is in the budget, and no plan can move it.
+    schedule = lower(problem.trace, plan, problem.budget - problem.trace.slack)
+    return Outcome(plan, schedule, price(schedule, problem.machine), schedule.shortfall)
+
+
+def best(problem: Problem, plans: Iterable[Plan]) -> Outcome:
+    """The best of `plans`, of which there must be at least one."""
+    return min((outcome(problem, plan) for plan in plans), key=lambda found: found.rank)
