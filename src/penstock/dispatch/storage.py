@@ -1,0 +1,99 @@
+"""Storages: their identity, their death, and how their bytes leave and come back.
+
+A tensor is a view of a storage; a storage owns the bytes. To move a value is to move the bytes of
+its storage: every alias (views, what autograd saved, a user's closure) follows, because all of them
+share the storage and none of them holds the bytes.
+
+**Guarantees.** A storage whose bytes were taken keeps its size, version counter and aliases; only
+its data pointer is null. Given its bytes back, it is as it was.
+
+**Rejected.** Saved-tensor hooks as the only hands: they miss what lives in closures (the inputs of
+a checkpointed region), hide PyTorch's own check of in-place changes, and clash with a user's own
+hooks. An address as identity: it is reused as soon as its storage dies.
+"""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, UntypedStorage
+
+__all__ = [
+    "CAN_SWAP",
+    "StorageRef",
+    "byte_view",
+    "give_bytes",
+    "has_bytes",
+    "key_of",
+    "storage_of",
+    "take_bytes",
+]
+
+storage_of: Callable[[Tensor], UntypedStorage] = torch._C.TensorBase.untyped_storage
+"""`Tensor.untyped_storage`, past any override of it (see `dispatch.doors`)."""
+
+CAN_SWAP = hasattr(torch._C.StorageBase, "_swap_data_ptr_")
+"""Can two storages exchange their bytes? Since torch 2.13; without it bytes move by a copy."""
+
+
+def key_of(storage: UntypedStorage) -> int:
+    """The identity of a living storage. Worthless once it died: pair it with a `StorageRef`."""
+    key: int = storage._cdata
+    return key
+
+
+class StorageRef(weakref.ref[UntypedStorage]):
+    """A weak reference that knows its storage's key, and calls back when the storage dies."""
+
+    __slots__ = ("key",)
+
+    def __new__(
+        cls, storage: UntypedStorage, died: Callable[["StorageRef"], Any] | None = None
+    ) -> "StorageRef":
+        self = super().__new__(cls, storage, died)  # type: ignore[arg-type]
+        self.key = key_of(storage)
+        return self
+
+    def __init__(
+        self, storage: UntypedStorage, died: Callable[["StorageRef"], Any] | None = None
+    ) -> None:
+        super().__init__(storage, died)  # type: ignore[arg-type]
+
+    key: int
+
+
+def take_bytes(storage: UntypedStorage) -> UntypedStorage:
+    """Move the bytes of `storage` into a new storage and return that; `storage` keeps its size.
+
+    Needs `CAN_SWAP`.
+    """
+    nbytes, device = storage.nbytes(), storage.device
+    # Null pointer, full size: views of it can still be made, reads of it cannot pass unnoticed.
+    holder: UntypedStorage = torch._C._construct_storage_from_data_pointer(0, device, nbytes)
+    storage._swap_data_ptr_(holder)  # type: ignore[attr-defined]
+    return holder
+
+
+def give_bytes(storage: UntypedStorage, holder: UntypedStorage) -> None:
+    """The reverse of `take_bytes`: `storage` gets the bytes of `holder`, which is spent."""
+    if CAN_SWAP:
+        storage._swap_data_ptr_(holder)  # type: ignore[attr-defined]
+        return
+    if storage is not holder:
+        storage.resize_(holder.nbytes())
+        storage.copy_(holder)
+        holder.resize_(0)
+
+
+def has_bytes(storage: UntypedStorage) -> bool:
+    """Are the bytes of `storage` in it? False after `take_bytes`."""
+    try:
+        return storage.data_ptr() != 0
+    except RuntimeError:  # torch will not hand out a null pointer
+        return False
+
+
+def byte_view(storage: UntypedStorage) -> Tensor:
+    """The bytes of `storage` as a tensor that shares them."""
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)

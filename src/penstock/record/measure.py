@@ -1,0 +1,105 @@
+"""What one call cost: its time, its floating-point operations, the bytes it needed for scratch."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils.flop_counter import flop_registry, sdpa_flop
+
+from penstock.dispatch.resident import CpuMeter, Meter
+
+__all__ = ["Cost", "CpuStopwatch", "CudaStopwatch", "Stopwatch", "flops_of", "stopwatch_for"]
+
+# Below this, scratch bytes drown in the page counters of the kernel.
+_NOTABLE = 256 * 1024
+
+
+class Cost:
+    """What one call cost; on CUDA the seconds are known only after a synchronisation."""
+
+    __slots__ = ("_seconds", "peak_above", "settled_above")
+
+    def __init__(self, seconds: Callable[[], float], peak_above: int, settled_above: int) -> None:
+        self._seconds = seconds
+        self.peak_above = peak_above  # bytes: the most held during the call, above what was before
+        self.settled_above = settled_above  # bytes: held after it, above what was before
+
+    def seconds(self) -> float:
+        return self._seconds()
+
+    def scratch(self, outputs: int) -> int:
+        """Bytes that the call held beyond its `outputs` and gave back."""
+        beyond = self.peak_above - max(outputs, self.settled_above)
+        return beyond if beyond >= _NOTABLE else 0
+
+
+class Stopwatch(Protocol):
+    """Runs a call and measures it."""
+
+    def run(self, call: Callable[[], Any]) -> tuple[Any, Cost]: ...
+
+
+class CpuStopwatch:
+    """Wall time, and the high-water mark of the resident set."""
+
+    def __init__(self, meter: CpuMeter) -> None:
+        self._meter = meter
+
+    def run(self, call: Callable[[], Any]) -> tuple[Any, Cost]:
+        before = self._meter.resident()
+        self._meter.restart()
+        start = time.perf_counter()
+        result = call()
+        seconds = time.perf_counter() - start
+        peak, after = self._meter.recent_peak(), self._meter.resident()
+        return result, Cost(lambda: seconds, peak - before, after - before)
+
+
+class CudaStopwatch:
+    """Events around the call, and the allocator's own peak."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def run(self, call: Callable[[], Any]) -> tuple[Any, Cost]:
+        before = torch.cuda.memory_allocated(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        start = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
+        start.record()  # type: ignore[no-untyped-call]
+        result = call()
+        end.record()  # type: ignore[no-untyped-call]
+        peak = torch.cuda.max_memory_allocated(self._device)
+        after = torch.cuda.memory_allocated(self._device)
+
+        def seconds() -> float:
+            end.synchronize()  # type: ignore[no-untyped-call]
+            return float(start.elapsed_time(end)) / 1e3  # type: ignore[no-untyped-call]
+
+        return result, Cost(seconds, peak - before, after - before)
+
+
+def stopwatch_for(device: torch.device, meter: Meter) -> Stopwatch:
+    return CpuStopwatch(meter) if isinstance(meter, CpuMeter) else CudaStopwatch(device)
+
+
+def flops_of(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> int:
+    """By torch's own flop counter; 0 for what it does not count."""
+    count = flop_registry.get(func._overloadpacket)
+    if count is None and func in _FLASH_ON_CPU:
+        query, key, value = args[:3]
+        return int(sdpa_flop(query.shape, key.shape, value.shape))
+    if count is None:
+        return 0
+    return int(count(*args, **kwargs, out_val=result))
+
+
+_FLASH_ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default}
+
+
+def moved_bytes(tensors: Sequence[Tensor]) -> int:
+    """Bytes that a call touching each of `tensors` once moves."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

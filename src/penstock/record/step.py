@@ -1,0 +1,316 @@
+"""The recorder: it runs each call of a training step, measures it, and keeps the books.
+
+**Guarantees.** Recording changes no result. It holds no tensor and no storage alive, so that every
+value dies in the recorded step when it would die in any other.
+
+Which values autograd saved is read off the step: what forward made and backward reads. Saved-tensor
+hooks would say it too, but while any are set PyTorch does not check whether a saved tensor was
+changed in place, and a user's error would go unseen.
+"""
+
+import platform
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, UntypedStorage, nn
+from torch._ops import OpOverload
+from torch.optim import Optimizer
+
+from penstock.dispatch.clock import in_backward
+from penstock.dispatch.resident import Meter
+from penstock.dispatch.schema import Facts, facts_of, tensors_in
+from penstock.dispatch.storage import StorageRef, key_of, storage_of
+from penstock.ir.trace import Kind, Op, OpIndex, Phase, StorageId, Trace, Value, ValueId
+from penstock.record.measure import Cost, flops_of, moved_bytes, stopwatch_for
+from penstock.record.modules import ModulePaths
+
+__all__ = ["Recorder", "Recording"]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recorded step: its trace, the calls that made its ops, and the storages, if they live, of
+    the values that were there when it began."""
+
+    trace: Trace
+    funcs: tuple[OpOverload, ...]
+    initial: dict[ValueId, StorageRef]
+
+
+class Recorder:
+    """Records steps, one after the other, through `run`.
+
+    Use: `open`, then for each step `begin`, calls through `run`, `end`; then `close`.
+    """
+
+    def __init__(self, device: torch.device, meter: Meter) -> None:
+        self._device = device
+        self._paths = ModulePaths()
+        self._watch = stopwatch_for(device, meter)
+        self._alive: dict[int, _Storage] = {}  # by storage key
+        self._in_optimizer = False
+        self._ops: list[_Op] = []
+        self._versions: list[_Version] = []
+        self._storages = 0
+        self._left = 0.0  # when the last call was left
+
+    def open(self) -> None:
+        self._paths.open()
+
+    def close(self) -> None:
+        self._paths.close()
+        self._alive.clear()
+
+    # -- a step ------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """A step begins: forget the ops of the last one, keep what is alive."""
+        self._ops.clear()
+        self._versions.clear()
+        self._storages = 0
+        self._paths.forget_nodes()
+        for storage in self._alive.values():
+            storage.outlive_step(self._next_storage())
+            self._add_version(storage, None)
+        self._left = time.perf_counter()
+
+    def end(self, label: str = "", slack: int = 0) -> Recording:
+        """The step has ended: return it. Waits for the device."""
+        # Values that died before the first op were never part of this step.
+        kept = [v for v in self._versions if not (v.producer is None and v.freed == -1)]
+        number = {id(version): ValueId(index) for index, version in enumerate(kept)}
+        ops = tuple(
+            Op(
+                OpIndex(index),
+                op.facts.name,
+                op.phase,
+                tuple(number[id(v)] for v in op.reads),
+                tuple(number[id(v)] for v in op.writes),
+                op.cost.seconds(),
+                op.host_seconds,
+                op.flops,
+                op.moved,
+                op.scratch,
+                op.facts.random,
+                op.repeatable,
+                op.module,
+            )
+            for index, op in enumerate(self._ops)
+        )
+        read_in_backward = {v for op in ops if op.phase is Phase.BACKWARD for v in op.reads}
+        values = tuple(
+            Value(
+                number[id(version)],
+                StorageId(version.storage.number),
+                version.storage.nbytes,
+                version.storage.kind or version.storage.born_as,
+                None if version.producer is None else OpIndex(version.producer),
+                None if version.freed is None else OpIndex(version.freed),
+                number[id(version)] in read_in_backward
+                and version.producer is not None
+                and ops[version.producer].phase is Phase.FORWARD,
+                version.storage.name,
+            )
+            for version in kept
+        )
+        versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+        trace = Trace(ops, values, self._device.type, label, slack, versions)
+        initial = {number[id(v)]: v.storage.ref for v in kept if v.producer is None}
+        return Recording(trace, tuple(op.func for op in self._ops), initial)
+
+    def live_bytes(self) -> int:
+        """Bytes of all storages that live now, wherever their bytes are."""
+        return sum(storage.nbytes for storage in self._alive.values())
+
+    # -- what the session tells ----------------------------------------------------------------
+
+    def optimizer_begins(self, optimizer: Optimizer) -> None:
+        self._in_optimizer = True
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                name = self._mark(parameter, Kind.PARAMETER)
+                if parameter.grad is not None:
+                    self._mark(parameter.grad, Kind.GRADIENT, f"gradient of {name}")
+
+    def optimizer_ends(self, optimizer: Optimizer) -> None:
+        self._in_optimizer = False
+        for parameter, state in optimizer.state.items():
+            name = self._mark(parameter, Kind.PARAMETER)
+            for what, tensor in state.items():
+                if isinstance(tensor, Tensor):
+                    self._mark(tensor, Kind.OPTIMIZER_STATE, f"{what} of {name}")
+
+    def _mark(self, tensor: Tensor, kind: Kind, name: str = "") -> str:
+        """Say what a storage is; returns its name."""
+        storage = self._alive.get(key_of(storage_of(tensor))) if self._is_mine(tensor) else None
+        if storage is None:
+            return name
+        storage.kind = kind
+        storage.name = storage.name or name
+        return storage.name
+
+    # -- a call --------------------------------------------------------------------------------
+
+    def run(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one call and note it."""
+        facts = facts_of(func)
+        if facts.is_view:
+            return func(*args, **kwargs)
+        host_seconds = time.perf_counter() - self._left
+        backward = in_backward() != -1
+        inputs = self._mine(tensors_in((args, kwargs)))
+        sources = self._storages_of(inputs)
+        targets = self._storages_of(self._mine(facts.written(args, kwargs)))
+        reads = [storage.versions[-1] for storage in sources]
+        # Pages that an op is the first to touch are its target, not its scratch.
+        first_touched = sum(storage.untouched for storage in sources)
+        module = self._paths.current(backward=backward)
+
+        result, cost = self._watch.run(lambda: func(*args, **kwargs))
+
+        index = len(self._ops)
+        writes = []
+        for storage in targets:
+            storage.untouched = 0
+            storage.versions[-1].freed = index
+            writes.append(self._add_version(storage, index))
+        outputs = self._mine(tensors_in(result))
+        fresh = self._fresh(outputs, index, backward=backward)
+        writes.extend(storage.versions[-1] for storage in fresh)
+        fresh_bytes = sum(storage.nbytes for storage in fresh)
+        if cost.settled_above < fresh_bytes // 2:  # given out, not written: `empty` and its like
+            for storage in fresh:
+                storage.untouched = storage.nbytes
+        self._ops.append(
+            _Op(
+                func,
+                facts,
+                self._phase(backward=backward),
+                reads,
+                writes,
+                cost,
+                host_seconds,
+                flops_of(func, args, kwargs, result),
+                moved_bytes(inputs) + moved_bytes(outputs),
+                cost.scratch(fresh_bytes + first_touched),
+                # What a secret write touches, `Facts.again` keeps out of a second run.
+                facts.repeatable
+                and (bool(facts.secret_writes) or all(s.is_of_this_step for s in targets)),
+                module,
+            )
+        )
+        self._left = time.perf_counter()
+        return result
+
+    def _phase(self, *, backward: bool) -> Phase:
+        if self._in_optimizer:
+            return Phase.OPTIMIZER
+        return Phase.BACKWARD if backward else Phase.FORWARD
+
+    def _is_mine(self, tensor: Tensor) -> bool:
+        return tensor.device.type == self._device.type and tensor.layout is torch.strided
+
+    def _mine(self, tensors: Iterable[Tensor]) -> list[Tensor]:
+        return [tensor for tensor in tensors if self._is_mine(tensor)]
+
+    def _storages_of(self, inputs: Iterable[Tensor]) -> list["_Storage"]:
+        """The storages of arguments, each once; those first met here were there before the step."""
+        found: dict[int, _Storage] = {}
+        for tensor in inputs:
+            torch_storage = storage_of(tensor)
+            key = key_of(torch_storage)
+            if key in found or not torch_storage.nbytes():
+                continue
+            storage = self._alive.get(key)
+            if storage is None:
+                storage = self._meet(torch_storage, Kind.INPUT)
+                self._add_version(storage, None)
+            if storage.kind is None and isinstance(tensor, nn.Parameter):
+                storage.kind = Kind.PARAMETER
+            found[key] = storage
+        return list(found.values())
+
+    def _fresh(self, outputs: Iterable[Tensor], index: int, *, backward: bool) -> list["_Storage"]:
+        """The storages that a call made, in output order."""
+        made = []
+        for tensor in outputs:
+            torch_storage = storage_of(tensor)
+            if key_of(torch_storage) in self._alive or not torch_storage.nbytes():
+                continue
+            temporary = backward or self._in_optimizer
+            storage = self._meet(torch_storage, Kind.TEMPORARY if temporary else Kind.ACTIVATION)
+            storage.is_of_this_step = True
+            self._add_version(storage, index)
+            made.append(storage)
+        return made
+
+    def _meet(self, torch_storage: UntypedStorage, born_as: Kind) -> "_Storage":
+        ref = StorageRef(torch_storage, self._died)
+        storage = _Storage(ref, torch_storage.nbytes(), self._next_storage(), born_as)
+        if (named := self._paths.name_of(torch_storage)) is not None:
+            storage.name, storage.kind = named
+        self._alive[ref.key] = storage
+        return storage
+
+    def _died(self, ref: StorageRef) -> None:
+        storage = self._alive.get(ref.key)
+        if storage is not None and storage.ref is ref:
+            del self._alive[ref.key]
+            storage.versions[-1].freed = len(self._ops) - 1
+
+    def _add_version(self, storage: "_Storage", producer: int | None) -> "_Version":
+        version = _Version(storage, producer)
+        storage.versions.append(version)
+        self._versions.append(version)
+        return version
+
+    def _next_storage(self) -> int:
+        self._storages += 1
+        return self._storages - 1
+
+
+@dataclass(slots=True, eq=False)
+class _Storage:
+    """A living storage of the device, and what is known of it."""
+
+    ref: StorageRef
+    nbytes: int
+    number: int  # in this step
+    born_as: Kind
+    kind: Kind | None = None  # what it turned out to be
+    name: str = ""
+    is_of_this_step: bool = False
+    untouched: int = 0  # bytes given out but not yet written
+    versions: list["_Version"] = field(default_factory=list)  # of this step
+
+    def outlive_step(self, number: int) -> None:
+        """A new step begins, and this storage is still there."""
+        self.number = number
+        self.is_of_this_step = False
+        self.versions.clear()
+
+
+@dataclass(slots=True, eq=False)
+class _Version:
+    storage: _Storage
+    producer: int | None
+    freed: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Op:
+    func: OpOverload
+    facts: Facts
+    phase: Phase
+    reads: list[_Version]
+    writes: list[_Version]
+    cost: Cost
+    host_seconds: float
+    flops: int
+    moved: int
+    scratch: int
+    repeatable: bool
+    module: str
