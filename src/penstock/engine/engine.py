@@ -1,0 +1,726 @@
+"""The engine: runs every call of the training step, follows the plan, and keeps the budget.
+
+It works in one of two ways. *Following*, it knows what comes next: it checks that each call is the
+one recorded and does what the program says around it. *Serving*, it knows nothing: before each call
+it brings back what the call reads and evicts what was touched longest ago if room is short. A step
+that leaves the recorded path is served until the path is found again.
+
+**Guarantees.** Whatever the plan and whatever the step, each call sees the bytes that plain PyTorch
+would show it. When there is no room, values are evicted that the plan would have kept; only when
+nothing is left to evict does the engine raise `BudgetError`.
+"""
+
+import re
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, assert_never
+
+import torch
+from torch import Tensor, UntypedStorage
+from torch._ops import OpOverload
+
+from penstock.dispatch.generators import draw_of, rewind
+from penstock.dispatch.resident import Meter
+from penstock.dispatch.schema import Facts, facts_of, tensors_in
+from penstock.dispatch.storage import CAN_SWAP, key_of, storage_of
+from penstock.engine.lanes import Copy
+from penstock.engine.lineage import Call, capture, fresh_storages, run_again
+from penstock.engine.needs import output_bytes
+from penstock.engine.program import BOUND_FROM, Instruction, Lineage, Pass, Program
+from penstock.engine.residency import MountedTier, Place, ResidencyManager, Resident
+from penstock.errors import BudgetError, TierError
+from penstock.ir.schedule import Cause, Drop, Evict, Prefetch, Run, TransferId, Wait
+from penstock.ir.trace import ValueId
+
+__all__ = ["Engine", "Execute", "Happened"]
+
+Execute = Callable[[OpOverload, tuple[Any, ...], dict[str, Any]], Any]
+
+_SMALL = 64 * 1024
+"""Storages below this are never moved: the copy costs more than the bytes are worth."""
+_FOREVER = 1 << 62
+
+
+@dataclass
+class Happened:
+    """What happened in one step, beyond what was planned."""
+
+    stalls: dict[Cause, float] = field(default_factory=lambda: dict.fromkeys(Cause, 0.0))
+    fetch_seconds: float = 0.0  # waiting for copies that nobody planned
+    events: list[str] = field(default_factory=list)  # fallback, retry, replan ...
+    overrun: int = 0  # bytes by which the budget was missed because nothing was left to evict
+    overrun_op: str = ""
+    followed: int = 0  # ops that ran as recorded
+    served: int = 0
+
+    def note(self, event: str) -> None:
+        if event not in self.events:
+            self.events.append(event)
+
+
+class Engine:
+    """Executes calls for one device under a budget.
+
+    `base` is what `meter` reads when no tensor lives on the device: the budget counts from there.
+    `rebase`: read it again when the first large tensor is made, so that what a script imports before
+    does not count.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        tiers: Sequence[MountedTier],
+        budget: int,
+        meter: Meter,
+        base: int,
+        *,
+        verify: bool = False,
+        rebase: bool = False,
+    ) -> None:
+        self.device, self.budget, self.meter, self.base = device, budget, meter, base
+        self.manager = ResidencyManager(tiers, verify=verify)
+        self.handler: Execute = self.serve
+        self.happened = Happened()
+        self.program: Program | None = None
+        self.candidates: tuple[Program, ...] = ()  # programs for other shapes of the step
+        self._rebase = rebase
+        self.tolerant = False  # recording: note an overrun and go on
+        self._execute: Execute = _call
+        self._tier = tiers[0].store.name if tiers else ""
+        self._absent = self.manager.absent
+        self._tick = 0
+        self._funcs: tuple[OpOverload | None, ...] = (None,)
+        self._instructions: tuple[Instruction | None, ...] = ()
+        self._index = 0
+        self._recent: deque[OpOverload] = deque(maxlen=5)
+        self._bound: dict[ValueId, Resident] = {}
+        self._calls: dict[int, Call] = {}
+        self._copies: dict[TransferId, Copy] = {}
+        self._guarded: defaultdict[int, set[int]] = defaultdict(set)  # source -> dropped, by key
+        self._marks: list[int] = []
+        self._in_use: set[int] = set()  # keys of what the current call reads: not to be evicted
+
+    # -- steps -------------------------------------------------------------------------------
+
+    def follow_program(self, program: Program | None, others: Iterable[Program] = ()) -> None:
+        """From the next step on, follow `program` (None: serve)."""
+        self.program, self.candidates = program, tuple(others)
+        self._copies.clear()
+
+    def begin_step(self, execute: Execute | None = None) -> None:
+        """A step begins. With `execute`, calls are run through it (a recorder)."""
+        self.happened = Happened()
+        self._execute = execute or _call
+        self._calls.clear()
+        self._bound.clear()
+        self._marks.clear()
+        self._recent.clear()
+        if self.program is None or execute is not None:
+            self.handler = self.serve
+        else:
+            self._enter(self.program, 0)
+            self._bring_to_start(self.program)
+
+    def end_step(self) -> None:
+        """A step has ended."""
+        program = self.program
+        if program is not None and self.handler == self.follow:
+            if self._index < len(program.instructions):
+                left = len(program.instructions) - self._index
+                self.happened.note(f"the step ended {left} ops early")
+        self._calls.clear()
+
+    def _enter(self, program: Program, index: int) -> None:
+        """Follow `program` from op `index` on."""
+        self.program = program
+        self._funcs = (*program.funcs, None)
+        self._instructions = program.instructions
+        self._index = index
+        self.handler = self.follow
+        for value, ref in program.initial.items():
+            storage = ref()
+            if storage is not None:
+                self._bind(value, storage)
+
+    def _bring_to_start(self, program: Program) -> None:
+        """What the plan keeps away between steps must be away when the first planned one begins."""
+        for value, transfer in program.schedule.away:
+            resident = self._bound.get(value)
+            tier = program.schedule.transfers[transfer].tier
+            if resident is not None and self.manager.is_movable(resident, self._tick):
+                copy = self.manager.evict(resident, tier)
+                if copy is not None:
+                    self._copies[transfer] = copy
+                    self.manager.settle(copy)
+
+    # -- following ---------------------------------------------------------------------------
+
+    def follow(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call of a step whose course is known."""
+        index = self._index
+        if func is not self._funcs[index]:
+            return self._off_program(func, args, kwargs)
+        self._index = index + 1
+        instruction = self._instructions[index]
+        if instruction is None:
+            if self._absent:
+                self._attend(args, kwargs)
+            try:
+                return func(*args, **kwargs)
+            except RuntimeError as error:
+                return self._retry(error, func, args, kwargs)
+        return self._carry_out(instruction, index, func, args, kwargs)
+
+    def _off_program(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        facts = facts_of(func)
+        if facts.is_view:
+            if not CAN_SWAP and self._absent:
+                self._attend(args, kwargs)
+            return func(*args, **kwargs)
+        self._lose_track(facts.name)
+        return self.serve(func, args, kwargs)
+
+    def _lose_track(self, name: str) -> None:
+        program = self.program
+        assert program is not None
+        expected = (
+            program.trace.describe_op(program.trace.ops[self._index].index)
+            if self._index < len(program.trace.ops)
+            else "the end of the step"
+        )
+        self.happened.note(f"fallback: {name} came where {expected} was recorded")
+        self.handler = self.serve
+
+    def _carry_out(
+        self,
+        instruction: Instruction,
+        index: int,
+        func: OpOverload,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        self._tick += 1
+        for action in instruction.before:
+            self._perform(action)
+        if self._absent:
+            self._attend(args, kwargs)
+        if instruction.mutates and self._guarded:
+            self._save_dependents(facts_of(func).written(args, kwargs))
+        if instruction.need and self.device.type == "cpu":
+            lacking = self.meter.resident() - self.base + instruction.need - self.budget
+            if lacking > self.budget // 100:
+                self._in_use = self._keys(args, kwargs)
+                self._evict_most_distant(lacking, index)
+        sources: list[UntypedStorage] | None = None
+        if instruction.reads or instruction.writes or instruction.captures:
+            sources = self._device_storages(args, kwargs)
+            for position, value in instruction.reads:
+                if position < len(sources):
+                    self._bind(value, sources[position])
+        draw = draw_of(kwargs, self.device) if instruction.random else None
+        if instruction.captures and sources is not None:
+            self._capture(index, func, args, kwargs, sources, draw)
+        try:
+            result = func(*args, **kwargs)
+        except RuntimeError as error:
+            if draw is not None:
+                rewind(draw)
+            result = self._retry(error, func, args, kwargs)
+        if instruction.writes and sources is not None:
+            self._bind_results(instruction, index, func, args, kwargs, sources, result)
+        for action in instruction.after:
+            self._perform(action)
+        return result
+
+    def _capture(
+        self,
+        index: int,
+        func: OpOverload,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        sources: list[UntypedStorage],
+        draw: Any,
+    ) -> None:
+        assert self.program is not None
+        op = self.program.trace.ops[index]
+        if len(sources) == len(op.reads):
+            values = {key_of(s): v for s, v in zip(sources, op.reads, strict=True)}
+            call = capture(op, func, facts_of(func), args, kwargs, values, draw)
+            if call is not None:
+                self._calls[index] = call
+
+    def _bind_results(
+        self,
+        instruction: Instruction,
+        index: int,
+        func: OpOverload,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        sources: list[UntypedStorage],
+        result: Any,
+    ) -> None:
+        made = _unique(storage_of(t) for t in self._mine(facts_of(func).written(args, kwargs)))
+        inputs = {key_of(storage) for storage in sources}
+        made.extend(fresh_storages(result, inputs, self.device.type))
+        for position, value in instruction.writes:
+            if position < len(made):
+                self._bind(value, made[position])
+        program = self.program
+        assert program is not None
+        if len(self._marks) < len(program.marks) and program.marks[len(self._marks)][0] == index:
+            self._compare_shapes(program, index)
+
+    def _compare_shapes(self, program: Program, index: int) -> None:
+        """Is this the recorded step in another shape? Then follow the program for that shape."""
+        while len(self._marks) < len(program.marks):
+            op, value = program.marks[len(self._marks)]
+            if op != index:
+                break
+            bound = self._bound.get(value)
+            self._marks.append(bound.nbytes if bound is not None else 0)
+        if (
+            self._marks
+            == [program.trace.values[v].nbytes for _, v in program.marks][: len(self._marks)]
+        ):
+            return
+        for other in self.candidates:
+            sizes = [other.trace.values[v].nbytes for _, v in other.marks]
+            same_start = other.funcs[: self._index] == program.funcs[: self._index]
+            if same_start and self._marks == sizes[: len(self._marks)]:
+                self._enter(other, self._index)
+                return
+        self.happened.note("fallback: the step has another shape than any recorded one")
+        self.handler = self.serve
+
+    # -- serving -----------------------------------------------------------------------------
+
+    def serve(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call of a step whose course is not known."""
+        facts = facts_of(func)
+        if facts.is_view:
+            if not CAN_SWAP and self._absent:
+                self._attend(args, kwargs)
+            # The recorder wants to see views too, to tell host time from op time.
+            return func(*args, **kwargs)
+        if self.program is not None and self._execute is _call and self._find_place(func):
+            return self.follow(func, args, kwargs)
+        self._tick += 1
+        if self._absent:
+            self._attend(args, kwargs)
+        if facts.mutates and self._guarded:
+            self._save_dependents(facts.written(args, kwargs))
+        sources = self._device_storages(args, kwargs)
+        keys = {key_of(storage) for storage in sources}
+        self._in_use = keys
+        need = output_bytes(func, facts, args, kwargs, self.device)
+        if self._rebase and need >= _SMALL:
+            self.base, self._rebase = self.meter.used(), False
+            self.meter.reset_peak()
+        self._make_room(need, facts.name)
+        draw = draw_of(kwargs, self.device) if facts.random else None
+        try:
+            result = self._execute(func, args, kwargs)
+        except RuntimeError as error:
+            if draw is not None:
+                rewind(draw)
+            result = self._retry(error, func, args, kwargs)
+        for storage in sources:
+            self._touch(storage)
+        for storage in fresh_storages(result, keys, self.device.type):
+            self._touch(storage)
+        self.happened.served += 1
+        return result
+
+    def _find_place(self, func: OpOverload) -> bool:
+        """After a deviation: does `func` continue the recorded path somewhere?"""
+        program = self.program
+        assert program is not None
+        found = None
+        if len(self._recent) == self._recent.maxlen:
+            found = program.find(tuple(self._recent), self._index)
+        self._recent.append(func)
+        if found is None or found >= len(program.funcs) or program.funcs[found] is not func:
+            return False
+        self._recent.clear()
+        self._enter(program, found)
+        return True
+
+    def _touch(self, storage: UntypedStorage) -> None:
+        if storage.nbytes() >= _SMALL:
+            self.manager.meet(storage).touched = self._tick
+
+    # -- keeping the budget ------------------------------------------------------------------
+
+    def used(self) -> int:
+        """Bytes that the device holds for this session now."""
+        return self.meter.used() - self.base
+
+    def _make_room(self, nbytes: int, op: str) -> None:
+        """Evict until `nbytes` more fit; what was touched longest ago goes first."""
+        lacking = self.used() + nbytes - self.budget
+        if lacking <= 0:
+            return
+        self._evict(self._oldest(), lacking)
+        lacking = self.used() + nbytes - self.budget
+        if lacking > 0:
+            self._overrun(lacking, op)
+
+    def _evict_most_distant(self, lacking: int, index: int) -> None:
+        """Following, room is short although the plan says it is not: evict by next use."""
+        program = self.program
+        assert program is not None
+        readers = program.trace.readers
+
+        def next_use(resident: Resident) -> int:
+            if resident.value is None:
+                return _FOREVER - resident.touched
+            return next((use for use in readers[resident.value] if use > index), _FOREVER)
+
+        victims = sorted(self._movable(), key=next_use, reverse=True)
+        self.happened.note("retry: room was short, more was evicted than planned")
+        self._evict(victims, lacking)
+
+    def _oldest(self) -> list[Resident]:
+        """What may be evicted, longest untouched first."""
+        return sorted(self._movable(), key=lambda resident: resident.touched)
+
+    def _movable(self) -> list[Resident]:
+        if not self._tier:
+            return []
+        return [
+            resident
+            for key, resident in list(self.manager.known.items())
+            if key not in self._in_use
+            and resident.nbytes >= _SMALL
+            and self.manager.is_movable(resident, self._tick)
+        ]
+
+    def _evict(self, victims: Iterable[Resident], lacking: int) -> None:
+        """Evict victims, first come first gone, until `lacking` bytes are free again."""
+        copies = []
+        for resident in victims:
+            if lacking <= 0:
+                break
+            try:
+                copy = self.manager.evict(resident, self._tier)
+            except TierError as error:
+                self.happened.note(f"tier: {error}")
+                break
+            if copy is not None:
+                copies.append(copy)
+                lacking -= resident.nbytes
+        start = time.perf_counter()
+        for copy in copies:
+            self.manager.settle(copy)
+        self.happened.fetch_seconds += time.perf_counter() - start
+
+    def _overrun(self, lacking: int, op: str) -> None:
+        if lacking > self.happened.overrun:
+            self.happened.overrun, self.happened.overrun_op = lacking, op
+        # Three in a hundred is what the promise leaves to the allocator.
+        if not self.tolerant and lacking > self.budget * 3 // 100:
+            raise self._budget_error(lacking, op)
+
+    def _budget_error(self, lacking: int, op: str) -> BudgetError:
+        held = self.used()
+        return BudgetError(self.budget, self.budget + lacking, op, [("not evictable", held)])
+
+    def _retry(
+        self,
+        error: RuntimeError,
+        func: OpOverload,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """An allocation failed inside a call: evict, and run it again if nothing was written."""
+        wanted = _bytes_wanted(error)
+        if wanted is None:
+            raise error
+        facts = facts_of(func)
+        self._in_use = self._keys(args, kwargs)
+        while not facts.mutates:
+            before = len(self._absent)
+            self._evict(self._oldest(), wanted)
+            if len(self._absent) == before:
+                break
+            self.happened.note(f"retry: {facts.name} found no memory and was run again")
+            draw = draw_of(kwargs, self.device) if facts.random else None
+            try:
+                return self._execute(func, args, kwargs)
+            except RuntimeError as again:
+                if draw is not None:
+                    rewind(draw)
+                if (wanted := _bytes_wanted(again)) is None:
+                    raise
+                error = again
+        raise self._budget_error(wanted, facts.name) from error
+
+    # -- actions -----------------------------------------------------------------------------
+
+    def _perform(self, action: Evict | Prefetch | Wait | Drop | Run | Pass) -> None:
+        program = self.program
+        assert program is not None
+        match action:
+            case Evict():
+                transfer = program.schedule.transfers[action.transfer]
+                resident = self._bound.get(transfer.value)
+                if resident is None or not self.manager.is_movable(resident, self._tick):
+                    return
+                try:
+                    copy = self.manager.evict(resident, transfer.tier)
+                except TierError as error:  # the value stays, and the guard finds other room
+                    self.happened.note(f"tier: {error}")
+                    return
+                if copy is not None:
+                    self._copies[action.transfer] = copy
+            case Prefetch():
+                transfer = program.schedule.transfers[action.transfer]
+                resident = self._bound.get(transfer.value)
+                if resident is None:
+                    return
+                after = [self._copies[one] for one in action.room if one in self._copies]
+                copy = self.manager.prefetch(resident, after)
+                if copy is not None:
+                    self._copies[action.transfer] = copy
+            case Wait():
+                self._await(action)
+            case Drop():
+                self._drop(action.value)
+            case Pass():
+                self._run_pass(action)
+            case Run():
+                raise AssertionError("runs are joined to passes")
+            case _:
+                assert_never(action)
+
+    def _await(self, action: Wait) -> None:
+        program = self.program
+        assert program is not None
+        transfer = program.schedule.transfers[action.transfer]
+        start = time.perf_counter()
+        if transfer.inward:
+            resident = self._bound.get(transfer.value)
+            if resident is not None:
+                self.manager.bring_back(resident, self._room_for_fetch)
+        elif (copy := self._copies.get(action.transfer)) is not None:
+            self.manager.settle(copy)
+        self.happened.stalls[action.cause] += time.perf_counter() - start
+
+    def _drop(self, value: ValueId) -> None:
+        """Free a value that its lineage can remake; keep it if anything of that is missing."""
+        program = self.program
+        assert program is not None
+        resident = self._bound.get(value)
+        line = program.lineages[value]
+        if resident is None or not self.manager.is_movable(resident, self._tick):
+            return
+        calls = [self._calls.get(op) for op in line.ops]
+        held = {source: self._living(source) for source in line.sources}
+        if None in calls or None in held.values():
+            self.happened.note("kept: a value's lineage was not complete")
+            return
+        known = [call for call in calls if call is not None]
+        sources = {value: storage for value, storage in held.items() if storage is not None}
+        for storage in sources.values():
+            self._guarded[key_of(storage)].add(resident.ref.key)
+
+        def remake() -> UntypedStorage:
+            return self._remake(known, [value], sources, program)[value]
+
+        self.manager.drop(resident, remake)
+
+    def _run_pass(self, action: Pass) -> None:
+        program = self.program
+        assert program is not None
+        wanted = {}
+        for value in action.targets:
+            resident = self._bound.get(value)
+            if resident is not None and resident.place is Place.DROPPED:
+                wanted[value] = resident
+        calls = [self._calls.get(op) for op in action.ops]
+        if not wanted or None in calls:
+            return  # what is missing is remade when it is asked for
+        known = [call for call in calls if call is not None]
+        lines = [program.lineages[value] for value in wanted]
+        sources = {}
+        for source in {source for line in lines for source in line.sources}:
+            if (storage := self._living(source)) is None:
+                return
+            sources[source] = storage
+        made = self._remake(known, wanted, sources, program)
+        for value, storage in made.items():
+            self.manager.deliver(wanted[value], storage)
+            self._unguard(wanted[value], program.lineages[value])
+
+    def _remake(
+        self,
+        calls: Sequence[Call],
+        wanted: Iterable[ValueId],
+        sources: dict[ValueId, UntypedStorage],
+        program: Program,
+    ) -> dict[ValueId, UntypedStorage]:
+        caller_uses = self._in_use
+        self._in_use = caller_uses | {key_of(storage) for storage in sources.values()}
+
+        def source(value: ValueId) -> UntypedStorage:
+            storage = sources.get(value) or self._living(value)
+            assert storage is not None
+            resident = self.manager.known.get(key_of(storage))
+            if resident is not None and resident.place is not Place.HERE:
+                self.manager.bring_back(resident, self._room_for_fetch)
+            return storage
+
+        wanted = list(wanted)
+        try:
+            while True:
+                try:
+                    return run_again(
+                        calls,
+                        wanted,
+                        program.trace.fresh,
+                        program.trace.previous_version,
+                        source,
+                        self.device.type,
+                    )
+                except RuntimeError as error:
+                    if (missing := _bytes_wanted(error)) is None:
+                        raise
+                    before = len(self._absent)
+                    self._evict(self._oldest(), missing)
+                    if len(self._absent) == before:
+                        raise self._budget_error(missing, "a recomputation") from error
+        finally:
+            self._in_use = caller_uses
+
+    def _save_dependents(self, written: Iterable[Tensor]) -> None:
+        """An op is about to overwrite what dropped values are remade from: remake them first."""
+        for tensor in written:
+            dependents = self._guarded.pop(key_of(storage_of(tensor)), None)
+            for key in dependents or ():
+                resident = self.manager.known.get(key)
+                if resident is not None and resident.place is Place.DROPPED:
+                    self.manager.bring_back(resident, self._room_for_fetch)
+                    self.happened.note("remade: a source was about to be overwritten")
+
+    def _unguard(self, resident: Resident, line: Lineage) -> None:
+        for source in line.sources:
+            storage = self._living(source)
+            if storage is not None and (keys := self._guarded.get(key_of(storage))) is not None:
+                keys.discard(resident.ref.key)
+                if not keys:
+                    del self._guarded[key_of(storage)]
+
+    # -- looking -----------------------------------------------------------------------------
+
+    def knock(self, tensor: Tensor, door: str) -> None:
+        """Python reaches for a tensor's bytes without an op (see `dispatch.doors`)."""
+        if tensor.device.type != self.device.type or tensor.layout is not torch.strided:
+            return
+        storage = storage_of(tensor)
+        resident = self.manager.known.get(key_of(storage))
+        if resident is None:
+            if door in ("saved_tensors", "untyped_storage") or storage.nbytes() < _SMALL:
+                return
+            resident = self.manager.meet(storage)
+        if resident.place is not Place.HERE:
+            self.manager.bring_back(resident, self._room_for_fetch)
+        if door in ("data_ptr", "const_data_ptr") and self.device.type == "cpu":
+            resident.exposed = _FOREVER  # nobody knows how long the address is used
+        elif door == "__dlpack__":
+            resident.exposed = _FOREVER
+        else:
+            resident.exposed = max(resident.exposed, self._tick + 1)
+
+    def _attend(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Have the bytes of all arguments there."""
+        tensors = tensors_in(args)
+        if kwargs:
+            tensors_in(kwargs, tensors)
+        keys = {key_of(storage_of(tensor)) for tensor in tensors}
+        if missing := keys & self._absent.keys():
+            self._in_use = keys  # bringing one back must not send another away
+            for key in missing:
+                self._fetch(self._absent[key])
+
+    def _fetch(self, resident: Resident) -> None:
+        start = time.perf_counter()
+        self.manager.bring_back(resident, self._room_for_fetch)
+        self.happened.fetch_seconds += time.perf_counter() - start
+
+    def _room_for_fetch(self, nbytes: int) -> None:
+        # The plan, if there is one, has no room for what it did not foresee.
+        lacking = self.used() + nbytes - self.budget
+        if lacking > 0:
+            self._evict(self._oldest(), lacking)
+
+    def _bind(self, value: ValueId, storage: UntypedStorage) -> None:
+        resident = self.manager.meet(storage)
+        resident.value, resident.touched = value, self._tick
+        self._bound[value] = resident
+
+    def _living(self, value: ValueId) -> UntypedStorage | None:
+        resident = self._bound.get(value)
+        return None if resident is None else resident.ref()
+
+    def _mine(self, tensors: Iterable[Tensor]) -> list[Tensor]:
+        kind = self.device.type
+        return [t for t in tensors if t.device.type == kind and t.layout is torch.strided]
+
+    def _device_storages(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[UntypedStorage]:
+        """The storages of the arguments, each once, in the recorder's order."""
+        found = _unique(storage_of(t) for t in self._mine(tensors_in((args, kwargs))))
+        return [storage for storage in found if storage.nbytes()]
+
+    def _keys(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int]:
+        return {key_of(storage_of(t)) for t in self._mine(tensors_in((args, kwargs)))}
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Bring back every storage that still lives."""
+        for resident in list(self._absent.values()):
+            self.manager.bring_back(resident, lambda nbytes: None)
+
+    def become_child(self) -> None:
+        """This process is a fork of the one that trains: it has the values but not the threads.
+
+        Calls are run as they come, and what they read is brought back; nothing is evicted here.
+        """
+        self.manager.become_child()
+
+        def handler(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if self._absent:
+                self._attend(args, kwargs)
+            return func(*args, **kwargs)
+
+        self._tier = ""
+        self.handler = handler
+
+    def close(self) -> None:
+        self._calls.clear()
+        self._bound.clear()
+        self.manager.close()
+
+
+def _call(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return func(*args, **kwargs)
+
+
+def _unique(storages: Iterable[UntypedStorage]) -> list[UntypedStorage]:
+    return list({key_of(storage): storage for storage in storages}.values())
+
+
+_WANTED_CPU = re.compile(r"you tried to allocate (\d+) bytes")
+
+
+def _bytes_wanted(error: BaseException) -> int | None:
+    """How many bytes a failed allocation asked for; None if the error is another one."""
+    if found := _WANTED_CPU.search(str(error)):
+        return int(found[1])
+    if isinstance(error, torch.OutOfMemoryError):
+        return BOUND_FROM
+    return None

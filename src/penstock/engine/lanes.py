@@ -1,0 +1,226 @@
+"""Copies between the device and a tier, and the lanes that carry them: threads, or CUDA streams.
+
+One lane for each direction of each tier; a lane carries its copies in the order in which they were
+put on it. The interpreter lock is released while bytes move.
+
+**Guarantees.** A copy out owns the bytes that it copies until it ends, and then frees them; a copy
+that failed or was called back still owns them, so nothing is lost. A copy in owns the bytes that it
+fetched until someone takes them. `close` ends the threads; no copy outlives it.
+
+**Rejected.** `record_stream` on CUDA: it delays the reuse of a block until the allocator looks, so
+the peak is not bounded. Events belong to the copy, and whoever frees or reads its bytes waits.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from queue import SimpleQueue
+from typing import Protocol
+
+import torch
+from torch import UntypedStorage
+
+from penstock.engine.extents import Extent
+from penstock.engine.tiers import Cancelled, TierStore
+
+__all__ = ["Copy", "DirectLane", "Lane", "StreamLane", "ThreadLane"]
+
+
+class Copy:
+    """One copy on a lane: what it moves, how far it is."""
+
+    __slots__ = (
+        "_cancelled",
+        "_done",
+        "after",
+        "ended",
+        "error",
+        "extent",
+        "finished",
+        "holder",
+        "inward",
+        "is_queued",
+        "nbytes",
+        "ready",
+        "started",
+        "was_called_back",
+    )
+
+    def __init__(
+        self,
+        nbytes: int,
+        extent: Extent,
+        holder: UntypedStorage | None,
+        *,
+        inward: bool,
+        after: Sequence["Copy"] = (),
+    ) -> None:
+        self.nbytes, self.extent, self.holder, self.inward = nbytes, extent, holder, inward
+        self.after = tuple(after)  # copies that must have ended before this one starts
+        self.started = self.ended = 0.0  # by time.perf_counter; 0: not yet
+        self.error: BaseException | None = None
+        self.was_called_back = False
+        self.is_queued = False
+        self.ready: torch.cuda.Event | None = None  # the device has made what is copied
+        self.finished: torch.cuda.Event | None = None  # the device's side of the copy has ended
+        self._cancelled = False
+        self._done = threading.Event()
+
+    def call_back(self) -> None:
+        """Ask a copy out to stop. It may still end; `wait` for it, then see `was_called_back`."""
+        self._cancelled = True
+
+    def is_cancelled(self) -> bool:
+        return self._cancelled
+
+    def is_done(self) -> bool:
+        if self._done.is_set():
+            return self.finished is None or self.finished.query()
+        return False
+
+    def wait(self) -> None:
+        """Until it has ended. Does not raise its error: look at `error`.
+
+        On CUDA the host does not wait for the device; the current stream does.
+        """
+        self._done.wait()
+        if self.finished is not None:
+            torch.cuda.current_stream().wait_event(self.finished)
+
+    def end(self) -> None:
+        self.after = ()
+        self.ended = time.perf_counter()
+        self._done.set()
+
+    def free(self) -> None:
+        """Give the device its bytes back."""
+        if self.holder is not None:
+            self.holder.resize_(0)
+            self.holder = None
+
+
+class Lane(Protocol):
+    name: str
+
+    def put(self, copy: Copy) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class ThreadLane:
+    """A thread that carries copies between the device's memory and a tier."""
+
+    def __init__(self, name: str, store: TierStore, device: torch.device) -> None:
+        self.name = name
+        self._store, self._device = store, device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._queue: SimpleQueue[Copy | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=f"penstock {name}", daemon=True)
+        self._thread.start()
+
+    def put(self, copy: Copy) -> None:
+        if self._device.type == "cuda":
+            if copy.inward:
+                # Memory of the consumer's stream: made here, where that stream is the current one.
+                for other in copy.after:
+                    other._done.wait()
+                copy.holder = copy.holder or UntypedStorage(copy.nbytes, device=self._device)
+            copy.ready = torch.cuda.Event()
+            copy.ready.record()  # type: ignore[no-untyped-call]
+        copy.is_queued = True
+        self._queue.put(copy)
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (copy := self._queue.get()) is not None:
+            for other in copy.after:
+                other._done.wait()
+            copy.started = time.perf_counter()
+            try:
+                self._carry(copy)
+            except Cancelled:
+                copy.was_called_back = True
+            except BaseException as error:  # it belongs to whoever waits for the copy
+                copy.error = error
+            copy.end()
+
+    def _carry(self, copy: Copy) -> None:
+        with torch.cuda.stream(self._stream):
+            if self._stream is not None and copy.ready is not None:
+                self._stream.wait_event(copy.ready)
+            if copy.inward:
+                if copy.holder is None:
+                    copy.holder = UntypedStorage(copy.nbytes, device=self._device)
+                elif copy.holder.nbytes() != copy.nbytes:
+                    copy.holder.resize_(copy.nbytes)  # without CAN_SWAP: the storage itself
+                self._store.read(copy.extent, copy.holder)
+            else:
+                assert copy.holder is not None
+                self._store.write(copy.holder, copy.extent, copy.is_cancelled)
+            if self._stream is not None:
+                self._stream.synchronize()
+            if not copy.inward:
+                copy.free()
+
+
+class DirectLane:
+    """Carries copies in at once, in the thread that puts them on it. For a forked child."""
+
+    def __init__(self, name: str, store: TierStore) -> None:
+        self.name = name
+        self._store = store
+
+    def put(self, copy: Copy) -> None:
+        assert copy.inward
+        copy.is_queued = True
+        if copy.holder is None:
+            copy.holder = UntypedStorage(copy.nbytes)
+        elif copy.holder.nbytes() != copy.nbytes:
+            copy.holder.resize_(copy.nbytes)
+        try:
+            self._store.read(copy.extent, copy.holder)
+        except Exception as error:
+            copy.error = error
+        copy.end()
+
+    def close(self) -> None:
+        pass
+
+
+class StreamLane:
+    """A CUDA stream that carries copies between the device and pinned host memory."""
+
+    def __init__(self, name: str, store: TierStore, device: torch.device) -> None:
+        self.name = name
+        self._store, self._device = store, device
+        self._stream = torch.cuda.Stream(device)
+
+    def put(self, copy: Copy) -> None:
+        copy.started = time.perf_counter()
+        copy.is_queued = True
+        if copy.inward:
+            for other in copy.after:
+                other.wait()
+                other.free()
+            if copy.holder is None:
+                copy.holder = UntypedStorage(copy.nbytes, device=self._device)
+            elif copy.holder.nbytes() != copy.nbytes:
+                copy.holder.resize_(copy.nbytes)
+        assert copy.holder is not None
+        copy.ready = torch.cuda.Event()
+        copy.ready.record()  # type: ignore[no-untyped-call]
+        self._stream.wait_event(copy.ready)
+        with torch.cuda.stream(self._stream):
+            if copy.inward:
+                self._store.read(copy.extent, copy.holder)
+            else:
+                self._store.write(copy.holder, copy.extent, copy.is_cancelled)
+        copy.finished = torch.cuda.Event()
+        copy.finished.record(self._stream)  # type: ignore[no-untyped-call]
+        copy.end()
+
+    def close(self) -> None:
+        self._stream.synchronize()

@@ -1,0 +1,190 @@
+"""Running ops again: what is kept of their first run, and the pass that remakes values from it.
+
+Kept of an op is the call itself, its tensor arguments replaced by which value they showed and how,
+and for a random op where its generator stood. That holds no tensor alive.
+
+**Guarantees.** A pass calls the same kernels on the same bytes, below autograd and autocast, so the
+remade bits are the first run's. It changes nothing else: generators are put back, running
+statistics are left alone.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, UntypedStorage
+from torch._ops import OpOverload
+
+from penstock.dispatch.generators import Draw, draw_of, replaying
+from penstock.dispatch.schema import Facts, tensors_in
+from penstock.dispatch.storage import key_of, storage_of
+from penstock.errors import InternalError
+from penstock.ir.trace import Op, ValueId
+
+__all__ = ["Call", "capture", "run_again"]
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """A tensor argument: a view of a value's storage."""
+
+    value: ValueId
+    dtype: torch.dtype
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+    def of(self, storage: UntypedStorage) -> Tensor:
+        empty = torch.empty(0, dtype=self.dtype, device=storage.device)
+        return empty.set_(storage, self.offset, self.size, self.stride)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An op as it was first run, without its tensors."""
+
+    op: Op
+    func: OpOverload
+    facts: Facts
+    args: Any
+    kwargs: Any
+    draw: Draw | None
+
+
+def capture(
+    op: Op,
+    func: OpOverload,
+    facts: Facts,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    values: dict[int, ValueId],
+    draw: Draw | None,
+) -> Call | None:
+    """What must be kept to run `op` again; None if an argument cannot be described.
+
+    `values` says which value each argument's storage (by key) holds before the op runs.
+    """
+    try:
+        return Call(
+            op,
+            func,
+            facts,
+            _describe(facts.again(args), values),
+            _describe(kwargs, values),
+            draw,
+        )
+    except _Indescribable:
+        return None
+
+
+class _Indescribable(Exception):
+    pass
+
+
+def _describe(given: Any, values: dict[int, ValueId]) -> Any:
+    if isinstance(given, Tensor):
+        if given.layout is not torch.strided or given.is_conj() or given.is_neg():
+            raise _Indescribable
+        storage = storage_of(given)
+        if (value := values.get(key_of(storage))) is None:
+            if storage.nbytes() == 0 and given.numel() == 0:
+                return given.detach()
+            if storage.device.type == "cpu" and given.numel() == 1 and not given.requires_grad:
+                return given.clone()  # a number wrapped in a tensor, beside a device's values
+            raise _Indescribable
+        return _View(value, given.dtype, given.size(), given.stride(), given.storage_offset())
+    if isinstance(given, (list, tuple)):
+        return type(given)(_describe(one, values) for one in given)
+    if isinstance(given, dict):
+        return {name: _describe(one, values) for name, one in given.items()}
+    return given
+
+
+def run_again(
+    calls: Sequence[Call],
+    wanted: Iterable[ValueId],
+    fresh: Sequence[tuple[ValueId, ...]],
+    replaced: dict[ValueId, ValueId],
+    source: Callable[[ValueId], UntypedStorage],
+    device: str,
+    take: Callable[[Call], None] = lambda call: None,
+) -> dict[ValueId, UntypedStorage]:
+    """Run `calls` in order and return storages with the bytes of the values `wanted`.
+
+    `fresh` are the values with storages of their own that each op makes; `replaced` says which
+    version an in-place write overwrites; `source` gives the storage of a value that is not made
+    here, its bytes in place; `take(call)` is called before each, to make room. `device` is the type
+    of the device whose values count.
+    """
+    keep = set(wanted)
+    last_read = {view.value: index for index, call in enumerate(calls) for view in _views(call)}
+    inside: dict[ValueId, UntypedStorage] = {}
+
+    def storage_for(value: ValueId) -> UntypedStorage:
+        return inside[value] if value in inside else source(value)
+
+    for index, call in enumerate(calls):
+        take(call)
+        args = _fill(call.args, storage_for)
+        kwargs = _fill(call.kwargs, storage_for)
+        with replaying(call.draw) if call.draw is not None else nullcontext():
+            result = call.func(*args, **kwargs)
+        inputs = {key_of(storage_of(t)) for t in tensors_in((args, kwargs))}
+        outputs = fresh_storages(result, inputs, device)
+        if len(outputs) != len(fresh[call.op.index]):
+            raise InternalError(
+                f"{call.facts.name} made {len(outputs)} storages when it ran again, "
+                f"{len(fresh[call.op.index])} when it was recorded"
+            )
+        inside.update(zip(fresh[call.op.index], outputs, strict=True))
+        for value in call.op.writes:
+            if (before := replaced.get(value)) is not None and before in inside:
+                inside[value] = inside.pop(before)
+        del args, kwargs, result, outputs
+        for value in [v for v in inside if v not in keep and last_read.get(v, -1) <= index]:
+            del inside[value]
+    return {value: inside[value] for value in keep}
+
+
+def fresh_storages(result: Any, inputs: Iterable[int], device: str) -> list[UntypedStorage]:
+    """The storages of a result on `device` that are not among `inputs` (by key), in order."""
+    seen = set(inputs)
+    found = []
+    for tensor in tensors_in(result):
+        if tensor.device.type != device or tensor.layout is not torch.strided:
+            continue
+        storage = storage_of(tensor)
+        if key_of(storage) not in seen and storage.nbytes():
+            seen.add(key_of(storage))
+            found.append(storage)
+    return found
+
+
+def _fill(given: Any, storage_for: Callable[[ValueId], UntypedStorage]) -> Any:
+    if isinstance(given, _View):
+        return given.of(storage_for(given.value))
+    if isinstance(given, (list, tuple)):
+        return type(given)(_fill(one, storage_for) for one in given)
+    if isinstance(given, dict):
+        return {name: _fill(one, storage_for) for name, one in given.items()}
+    return given
+
+
+def _views(call: Call) -> list[_View]:
+    found: list[_View] = []
+
+    def look(given: Any) -> None:
+        if isinstance(given, _View):
+            found.append(given)
+        elif isinstance(given, (list, tuple)):
+            for one in given:
+                look(one)
+        elif isinstance(given, dict):
+            for one in given.values():
+                look(one)
+
+    look(call.args)
+    look(call.kwargs)
+    return found

@@ -1,0 +1,71 @@
+"""How many bytes a call is about to take, asked of torch before it runs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from penstock.dispatch.generators import draw_of, rewind
+from penstock.dispatch.schema import Facts, tensors_in
+from penstock.dispatch.storage import storage_of
+
+__all__ = ["output_bytes"]
+
+
+def output_bytes(
+    func: OpOverload,
+    facts: Facts,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    device: torch.device,
+) -> int:
+    """Bytes of the new storages that a call makes on `device`, by running it on meta tensors.
+
+    Where a result's shape depends on data, a guess from above: as much as its inputs.
+    """
+    if facts.mutates:
+        return 0
+    tensors = tensors_in((args, kwargs))
+    draw = draw_of(kwargs, device) if facts.random else None
+    try:
+        shadow = _Shadow()
+        result = func(*shadow.of(args), **shadow.of(_on_meta(kwargs)))
+    except (RuntimeError, NotImplementedError, TypeError, ValueError):
+        return sum(t.numel() * t.element_size() for t in tensors)
+    finally:
+        if draw is not None:
+            rewind(draw)
+    known = {id(t) for t in shadow.made}
+    return sum(
+        storage_of(t).nbytes()
+        for t in tensors_in(result)
+        if id(t) not in known and t.device.type == "meta"
+    )
+
+
+class _Shadow:
+    """Arguments with every tensor replaced by one of the same shape that has no bytes."""
+
+    def __init__(self) -> None:
+        self.made: list[Tensor] = []
+
+    def of(self, given: Any) -> Any:
+        if isinstance(given, Tensor):
+            made = torch.empty_strided(
+                given.size(), given.stride(), dtype=given.dtype, device="meta"
+            )
+            self.made.append(made)
+            return made
+        if isinstance(given, (list, tuple)):
+            return type(given)(self.of(one) for one in given)
+        if isinstance(given, dict):
+            return {name: self.of(one) for name, one in given.items()}
+        return given
+
+
+def _on_meta(kwargs: dict[str, Any]) -> dict[str, Any]:
+    moved = {name: one for name, one in kwargs.items() if name not in ("generator", "pin_memory")}
+    if moved.get("device") is not None:
+        moved["device"] = torch.device("meta")
+    return moved

@@ -1,0 +1,181 @@
+"""A plan made ready to be followed: for each op of the step, what the engine does around it."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch._ops import OpOverload
+
+from penstock.dispatch.schema import facts_of
+from penstock.dispatch.storage import StorageRef
+from penstock.errors import TraceError
+from penstock.ir.lineage import lineage
+from penstock.ir.plan import Plan, Residency
+from penstock.ir.schedule import Action, Run, Schedule, Wait
+from penstock.ir.timeline import Timeline
+from penstock.ir.trace import Kind, OpIndex, Trace, ValueId
+
+__all__ = ["Instruction", "Lineage", "Pass", "Program", "compile_program"]
+
+BOUND_FROM = 1 << 20
+"""Values of at least this many bytes are always known to the engine, in case it must evict more."""
+_GRAM = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """How a dropped value comes back: ops to run again, and values that must be there for them."""
+
+    ops: tuple[OpIndex, ...]
+    sources: tuple[ValueId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A recomputation: run `ops` again, keep `targets`."""
+
+    ops: tuple[OpIndex, ...]
+    targets: tuple[ValueId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """What happens around one op, beyond running it.
+
+    Binding says which storage holds a value in this step: `reads` are (position among the op's
+    input storages, value), `writes` positions among its overwritten, then its fresh storages.
+    """
+
+    before: tuple[Action | Pass, ...] = ()
+    after: tuple[Action, ...] = ()
+    reads: tuple[tuple[int, ValueId], ...] = ()
+    writes: tuple[tuple[int, ValueId], ...] = ()
+    captures: bool = False  # some lineage runs the op again
+    random: bool = False
+    mutates: bool = False
+    need: int = 0  # bytes that the op takes while it runs, if they are many
+
+
+@dataclass(frozen=True)
+class Program:
+    """A recorded step with the plan to follow in it."""
+
+    funcs: tuple[OpOverload, ...]
+    instructions: tuple[Instruction | None, ...]
+    trace: Trace
+    plan: Plan
+    schedule: Schedule
+    predicted: Timeline
+    initial: dict[ValueId, StorageRef]
+    lineages: dict[ValueId, Lineage] = field(default_factory=dict)
+
+    @cached_property
+    def marks(self) -> tuple[tuple[int, ValueId], ...]:
+        """The first large values of the step, as (op, value): their sizes tell shapes apart."""
+        found: list[tuple[int, ValueId]] = []
+        for op in self.trace.ops:
+            for value in self.trace.fresh[op.index]:
+                if self.trace.values[value].nbytes >= BOUND_FROM:
+                    found.append((op.index, value))
+            if len(found) >= 8:
+                break
+        return tuple(found)
+
+    @cached_property
+    def grams(self) -> dict[tuple[OpOverload, ...], list[int]]:
+        """Where each run of a few calls ends: to find one's place again after a deviation."""
+        found: defaultdict[tuple[OpOverload, ...], list[int]] = defaultdict(list)
+        for end in range(_GRAM, len(self.funcs) + 1):
+            found[self.funcs[end - _GRAM : end]].append(end)
+        return dict(found)
+
+    def find(self, recent: Sequence[OpOverload], at_least: int) -> int | None:
+        """The op that comes after the calls `recent`, at or after `at_least` if possible."""
+        ends = self.grams.get(tuple(recent))
+        if not ends:
+            return None
+        return next((end for end in ends if end >= at_least), ends[0])
+
+
+def compile_program(
+    funcs: Sequence[OpOverload],
+    plan: Plan,
+    schedule: Schedule,
+    predicted: Timeline,
+    initial: dict[ValueId, StorageRef],
+) -> Program:
+    """Make a plan ready. `funcs` are the recorded calls, one for each op of the trace."""
+    trace = schedule.trace
+    if len(funcs) != len(trace.ops):
+        raise TraceError(f"{len(funcs)} calls for {len(trace.ops)} ops")
+    lineages = _lineages(trace, plan)
+    repeated = {op for line in lineages.values() for op in line.ops}
+    bound = {decision.gap.value for decision in plan.decisions}
+    bound.update(source for line in lineages.values() for source in line.sources)
+    bound.update(v.id for v in trace.values if v.nbytes >= BOUND_FROM)
+    instructions: list[Instruction | None] = []
+    for op, (before, after) in zip(trace.ops, schedule.around, strict=True):
+        fresh = sum(trace.values[v].nbytes for v in trace.fresh[op.index])
+        need = fresh + op.workspace
+        facts = facts_of(funcs[op.index])
+        instruction = Instruction(
+            _with_passes(before, trace, plan),
+            after,
+            tuple(
+                (position, value)
+                for position, value in enumerate(op.reads)
+                # Bind inputs where the step first meets them, whoever made them.
+                if value in bound
+                and trace.readers[value][0] == op.index
+                and trace.values[value].producer is None
+            ),
+            tuple((position, v) for position, v in enumerate(op.writes) if v in bound),
+            op.index in repeated,
+            op.random,
+            bool(facts.mutates),
+            need if need >= BOUND_FROM else 0,
+        )
+        instructions.append(None if instruction == Instruction() else instruction)
+    return Program(
+        tuple(funcs), tuple(instructions), trace, plan, schedule, predicted, initial, lineages
+    )
+
+
+def _lineages(trace: Trace, plan: Plan) -> dict[ValueId, Lineage]:
+    """For each value to be dropped: its own lineage, as if it were remade alone."""
+    residency = Residency(trace, plan)
+    together: defaultdict[OpIndex, set[ValueId]] = defaultdict(set)
+    for decision in plan.recomputes:
+        together[decision.remake_at].add(decision.gap.value)
+    found: dict[ValueId, Lineage] = {}
+    for decision in plan.recomputes:
+        at, value = decision.remake_at, decision.gap.value
+
+        def holds(other: ValueId, op: int, group: set[ValueId] = together[at]) -> bool:
+            return other not in group and residency.holds(other, op)
+
+        ops = lineage(trace, value, at, holds)
+        made = {v for op in ops for v in trace.ops[op].writes}
+        sources = {
+            v
+            for op in ops
+            for v in trace.ops[op].reads
+            if not (trace.values[v].kind is Kind.BUFFER and trace.values[v].freed == op)
+        } - made
+        found[value] = Lineage(ops, tuple(sorted(sources)))
+    return found
+
+
+def _with_passes(before: Sequence[Action], trace: Trace, plan: Plan) -> tuple[Action | Pass, ...]:
+    """The runs of a recomputation joined to one pass, with all its waits ahead of it."""
+    ops = tuple(action.op for action in before if isinstance(action, Run))
+    if not ops:
+        return tuple(before)
+    made = {v for op in ops for v in trace.ops[op].writes}
+    freed = {v for action in before if isinstance(action, Run) for v in action.frees}
+    dropped = {decision.gap.value for decision in plan.recomputes}
+    targets = tuple(sorted((made & dropped) - freed))
+    first = next(i for i, action in enumerate(before) if isinstance(action, Run))
+    waits = tuple(a for a in before[first:] if isinstance(a, Wait))
+    return (*before[:first], *waits, Pass(ops, targets))

@@ -1,0 +1,110 @@
+"""Host memory: pinned slabs beside a CUDA device; beside a CPU, a second pool of the same memory.
+
+On a CPU this saves nothing and serves tests: it obeys the rules of a tier without touching a disk.
+On CUDA memory is pinned in few large slabs whose size is a power of two, because the pinned
+allocator rounds each block up to one, and sub-allocated: host memory is a planned budget too.
+"""
+
+import time
+from collections.abc import Callable
+
+import psutil
+import torch
+from torch import Tensor, UntypedStorage
+
+from penstock.dispatch.storage import byte_view
+from penstock.engine.extents import Extent, Extents
+from penstock.engine.tiers import Cancelled
+from penstock.errors import TierError, mib
+from penstock.ir.machine import Link
+from penstock.ir.machine import Tier as TierFacts
+
+__all__ = ["HostStore"]
+
+_ALIGNMENT = 512
+_SLAB = 256 << 20
+_PROBE = 64 << 20
+
+
+class HostStore:
+    """Up to `capacity` bytes of host memory (None: what is free, less a tenth)."""
+
+    name = "host"
+
+    def __init__(self, device: torch.device, capacity: int | None = None) -> None:
+        self._device = device
+        self.capacity = (
+            psutil.virtual_memory().available * 9 // 10 if capacity is None else capacity
+        )
+        self._extents = Extents(_ALIGNMENT)
+        self._slabs: list[tuple[int, Tensor]] = []  # where each begins, and its bytes
+
+    def reserve(self, nbytes: int) -> Extent:
+        extent = self._extents.allocate(nbytes)
+        if extent is None:
+            self._grow(nbytes)
+            extent = self._extents.allocate(nbytes)
+            assert extent is not None
+        return extent
+
+    def release(self, extent: Extent) -> None:
+        self._extents.free(extent)
+
+    def used(self) -> int:
+        return self._extents.used
+
+    def write(
+        self,
+        source: UntypedStorage,
+        extent: Extent,
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        if is_cancelled():
+            raise Cancelled
+        self._place(extent, source.nbytes()).copy_(byte_view(source), non_blocking=True)
+
+    def read(self, extent: Extent, target: UntypedStorage) -> None:
+        byte_view(target).copy_(self._place(extent, target.nbytes()), non_blocking=True)
+
+    def probe(self) -> TierFacts:
+        extent = self.reserve(_PROBE)
+        block = UntypedStorage(_PROBE, device=self._device)
+        links = []
+        for copy in (lambda: self.write(block, extent), lambda: self.read(extent, block)):
+            copy()
+            self._synchronize()
+            start = time.perf_counter()
+            copy()
+            self._synchronize()
+            links.append(Link(_PROBE / (time.perf_counter() - start)))
+        self.release(extent)
+        return TierFacts(self.name, self.capacity, *links)
+
+    def close(self) -> None:
+        self._slabs.clear()
+
+    def _grow(self, nbytes: int) -> None:
+        """Add a slab. A slab is one piece of memory, so no extent may cross into the next."""
+        slab = max(_SLAB, 1 << (nbytes - 1).bit_length())
+        size = self._extents.size
+        if size + slab > self.capacity:
+            slab = -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+        if size + slab > self.capacity:
+            raise TierError(
+                f"the host tier is full: {mib(nbytes)} more do not fit into {mib(self.capacity)}, "
+                f"of which {mib(self._extents.used)} are in use. Give it more with --host-budget, "
+                "or add a disk with --tier disk:DIRECTORY."
+            )
+        pinned = self._device.type == "cuda"
+        self._slabs.append((size, torch.empty(slab, dtype=torch.uint8, pin_memory=pinned)))
+        self._extents.grow(slab, seam=True)
+
+    def _place(self, extent: Extent, nbytes: int) -> Tensor:
+        start, slab = next(
+            (start, slab) for start, slab in reversed(self._slabs) if start <= extent.offset
+        )
+        return slab[extent.offset - start : extent.offset - start + nbytes]
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
