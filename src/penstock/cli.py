@@ -1,0 +1,295 @@
+"""The command line: `penstock run`, `trace`, `plan`, `simulate`, `compare`, `policies`."""
+
+import os
+
+# Torch asks for huge pages if this is set when it first allocates: far fewer page faults, and
+# page-aligned memory, which the disk tier can transfer without a copy. Your own setting wins.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from penstock.errors import PenstockError, UsageError
+
+if TYPE_CHECKING:
+    from penstock.ir.machine import Machine
+    from penstock.ir.policy import Problem
+    from penstock.ir.trace import Trace
+    from penstock.solve.best import Outcome
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="penstock",
+    help="Any PyTorch training step inside the memory budget you name.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_out = Console()
+_err = Console(stderr=True, highlight=False)
+
+_SCRIPT = {
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+    "allow_interspersed_args": False,
+}
+
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget", "-b", help="Bytes on the device: 1.5GiB, 800MB, or 60% of the step's own peak."
+    ),
+]
+PolicyOption = Annotated[
+    str, typer.Option("--policy", "-p", help="Who plans: NAME or NAME:option=value.")
+]
+TierOption = Annotated[
+    str | None,
+    typer.Option("--tier", help="Where values go: host, disk, disk:DIRECTORY, none."),
+]
+MachineOption = Annotated[
+    Path | None,
+    typer.Option("--machine", "-m", help="A machine file; default: the trace's own."),
+]
+
+
+@app.command(context_settings=_SCRIPT)
+def run(
+    script: Annotated[Path, typer.Argument(help="The training script.", show_default=False)],
+    context: typer.Context,
+    budget: Budget = None,
+    policy: PolicyOption = "auto",
+    tier: TierOption = None,
+    host_budget: Annotated[str | None, typer.Option(help="Host memory for the host tier.")] = None,
+    disk_budget: Annotated[str | None, typer.Option(help="Space for the disk tier.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a report of every step here (JSON).")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option(help="Compare checksums of all that leaves and comes back (slow).")
+    ] = False,
+) -> None:
+    """Run an unmodified training script inside a memory budget."""
+    from penstock.report.table import forecast, step_line
+    from penstock.script import run_script
+    from penstock.session import Session, StepReport
+
+    told_plan = False
+
+    def tell(step: StepReport) -> None:
+        nonlocal told_plan
+        if session.outcome is not None and session.trace is not None and not told_plan:
+            told_plan = True
+            _err.print(
+                forecast(session.trace, session.machine, session.engine.budget, session.outcome)
+            )
+        _err.print(step_line(step, session.engine.budget), markup=False)
+
+    session = Session(
+        budget,
+        policy=policy,
+        tier=tier,
+        host_budget=host_budget,
+        disk_budget=disk_budget,
+        device=device,
+        report=report,
+        on_step=tell if _err.is_terminal else None,
+        verify=verify,
+        base_at_first_tensor=True,
+    )
+    raise typer.Exit(run_script(script, context.args, session))
+
+
+@app.command(context_settings=_SCRIPT)
+def trace(
+    script: Annotated[Path, typer.Argument(help="The training script.", show_default=False)],
+    context: typer.Context,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the trace.")],
+    budget: Budget = None,
+    tier: TierOption = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+) -> None:
+    """Run a script up to its first whole step, record that step, and stop."""
+    from penstock.ir.store import save
+    from penstock.script import Stop, run_script
+    from penstock.session import Session
+
+    if not output.parent.is_dir():
+        raise UsageError(f"cannot write {output}: {output.parent} is not a directory")
+
+    def recorded(found: "Trace") -> None:
+        save(output, found.relabelled(script.stem), session.machine)
+        raise Stop
+
+    session = Session(
+        budget,
+        policy="keep",
+        tier=tier,
+        device=device,
+        on_recorded=recorded,
+        base_at_first_tensor=True,
+    )
+    code = run_script(script, context.args, session)
+    if session.trace is None:
+        _err.print(
+            f"penstock: {script} ended before a whole step was seen, so there is no trace. "
+            "A step ends when a torch.optim optimizer steps; the first one only warms up.",
+            markup=False,
+        )
+        raise typer.Exit(code or 1)
+    found = session.trace
+    _out.print(f"{output}: {len(found.ops)} ops, {len(found.values)} values, {found.seconds:.4g} s")
+
+
+@app.command()
+def plan(
+    trace: Annotated[Path, typer.Argument(help="A trace file.")],
+    budget: Annotated[str, typer.Option("--budget", "-b", help="Bytes, or a share such as 60%.")],
+    policy: PolicyOption = "auto",
+    machine: MachineOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the plan here.")
+    ] = None,
+    show: Annotated[bool, typer.Option(help="List every decision.")] = False,
+) -> None:
+    """Plan a recorded step, and say what it will take."""
+    from penstock.ir.store import save
+    from penstock.ir.text import show_plan
+    from penstock.report.table import forecast
+
+    problem = _problem(trace, machine, budget)
+    found = _solve(problem, policy)
+    _out.print(forecast(problem.trace, problem.machine, problem.budget, found))
+    if show:
+        _out.print(show_plan(problem.trace, found.plan), markup=False, highlight=False)
+    if output is not None:
+        save(output, found.plan)
+    _refuse_if_it_cannot_fit(problem, found)
+
+
+@app.command()
+def simulate(
+    trace: Annotated[Path, typer.Argument(help="A trace file.")],
+    plan: Annotated[
+        Path | None, typer.Argument(help="A plan file; default: keep everything.")
+    ] = None,
+    budget: Annotated[
+        str, typer.Option("--budget", "-b", help="What the step must wait for room in.")
+    ] = "100%",
+    machine: MachineOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the timeline here.")
+    ] = None,
+) -> None:
+    """Predict what a plan costs."""
+    from penstock.ir.plan import Plan
+    from penstock.ir.store import load, save
+    from penstock.report.table import forecast
+    from penstock.solve.best import outcome
+
+    problem = _problem(trace, machine, budget)
+    chosen = Plan() if plan is None else load(plan)
+    if not isinstance(chosen, Plan):
+        raise UsageError(f"{plan} holds a {type(chosen).__name__.lower()}, not a plan")
+    found = outcome(problem, chosen)
+    _out.print(forecast(problem.trace, problem.machine, problem.budget, found))
+    if output is not None:
+        save(output, found.timeline)
+
+
+@app.command()
+def compare(
+    trace: Annotated[Path, typer.Argument(help="A trace file.")],
+    budget: Annotated[list[str], typer.Option("--budget", "-b", help="One or more budgets.")],
+    policy: Annotated[
+        list[str] | None, typer.Option("--policy", "-p", help="Which policies; default: all.")
+    ] = None,
+    machine: MachineOption = None,
+) -> None:
+    """Compare policies on one recorded step, by simulation."""
+    from penstock import policies
+    from penstock.report.table import comparison
+
+    rows: list[tuple[int, str, Outcome | str]] = []
+    for text in budget:
+        problem = _problem(trace, machine, text)
+        for name in policy or policies.names():
+            try:
+                rows.append((problem.budget, name, _solve(problem, name)))
+            except PenstockError as error:
+                if isinstance(error, UsageError):
+                    raise
+                rows.append((problem.budget, name, str(error).splitlines()[0]))
+    _out.print(comparison(problem.trace, rows))
+
+
+@app.command(name="policies")
+def list_policies() -> None:
+    """List the policies."""
+    from penstock import policies
+
+    for name in policies.names():
+        document = sys.modules[policies.load(name).__module__].__doc__ or ""
+        _out.print(document.strip().splitlines()[0], markup=False)
+
+
+def main() -> None:
+    """Entry point: errors that Penstock raises on purpose become one clear line."""
+    try:
+        app()
+    except PenstockError as error:
+        _err.print(f"penstock: {error}", markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _problem(trace: Path, machine: Path | None, budget: str) -> "Problem":
+    from penstock.ir.machine import Machine
+    from penstock.ir.policy import Problem
+    from penstock.ir.store import load, load_trace
+    from penstock.sizes import Share, parse_budget
+
+    recorded, own = load_trace(trace)
+    described: Machine | None = own
+    if machine is not None:
+        loaded = load(machine)
+        if not isinstance(loaded, Machine):
+            raise UsageError(f"{machine} holds a {type(loaded).__name__.lower()}, not a machine")
+        described = loaded
+    if described is None:
+        raise UsageError(f"{trace} does not say on which machine it was recorded; name one with -m")
+    asked = parse_budget(budget)
+    if isinstance(asked, Share):
+        asked = asked.of(recorded.peak + recorded.slack)
+    return Problem(recorded, described, asked)
+
+
+def _solve(problem: "Problem", policy: str) -> "Outcome":
+    from penstock import policies
+    from penstock.solve.best import outcome
+
+    chosen = policies.configured(policy)
+    policies.require(chosen, problem)
+    return outcome(problem, chosen(problem))
+
+
+def _refuse_if_it_cannot_fit(problem: "Problem", found: "Outcome") -> None:
+    from penstock.errors import BudgetError
+    from penstock.simulate.least import least_budget
+
+    least = least_budget(problem.trace)
+    if least.nbytes > problem.budget:
+        op = problem.trace.describe_op(least.op)
+        raise BudgetError(problem.budget, least.nbytes, op, least.holders)
+    if found.shortfall:
+        _err.print(
+            f"penstock: {found.plan.policy} found no plan that fits; the step would run, "
+            "evicting on demand. Try another policy.",
+            markup=False,
+        )
+        raise typer.Exit(1)

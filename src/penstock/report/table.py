@@ -1,0 +1,106 @@
+"""Tables and lines for the terminal."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.table import Table
+
+from penstock.errors import mib
+from penstock.ir.machine import Machine
+from penstock.ir.timeline import Timeline
+from penstock.ir.trace import Trace
+from penstock.session import StepReport
+from penstock.solve.best import Outcome
+
+__all__ = ["comparison", "forecast", "holders", "step_line"]
+
+
+def step_line(report: StepReport, budget: int) -> str:
+    """One step in one line."""
+    stalled = sum(report.stalls.values())
+    parts = [
+        f"step {report.number}",
+        f"{report.mode:9}",
+        f"{report.seconds:7.3f} s",
+        f"peak {mib(report.peak)} of {mib(budget)}",
+        f"stall {stalled:.3f} s",
+    ]
+    return "  ".join([*parts, *report.events])
+
+
+def forecast(trace: Trace, machine: Machine, budget: int, found: Outcome) -> Table:
+    """What a plan will take, beside the step without a budget."""
+    timeline, plain = found.timeline, trace.seconds
+    table = Table(title=f"{found.plan.policy}: {_decisions(found)}", show_header=False)
+    rows = {
+        "budget": mib(budget),
+        "predicted peak": _against(timeline.peak, trace.peak + trace.slack),
+        "predicted step": f"{timeline.seconds:.4g} s ({_ratio(timeline.seconds, plain)} of {plain:.4g} s)",
+        "stalls": _stalls(timeline),
+        "recomputation": f"{timeline.recompute_seconds:.3g} s",
+        "traffic": ", ".join(f"{lane} {mib(n)}" for lane, n in timeline.traffic.items()) or "none",
+        "at the peak": holders(timeline.at_peak()),
+        "machine": machine.device.name,
+    }
+    if found.shortfall:
+        rows["does not fit"] = (
+            f"{mib(found.shortfall)} are missing at {trace.describe_op(found.schedule.worst)}"
+            if found.schedule.worst is not None
+            else mib(found.shortfall)
+        )
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def comparison(trace: Trace, rows: Iterable[tuple[int, str, Outcome | str]]) -> Table:
+    """Policies side by side: (budget, policy, what it gives or why it gives nothing)."""
+    table = Table(title=trace.label or None)
+    for name in ("budget", "policy", "peak", "fits", "step", "of plain", "stall", "again", "moved"):
+        table.add_column(name, justify="left" if name == "policy" else "right")
+    last = None
+    for budget, policy, found in rows:
+        if last is not None and budget != last:
+            table.add_section()
+        last = budget
+        if isinstance(found, str):
+            table.add_row(mib(budget), policy, found)
+            continue
+        timeline = found.timeline
+        table.add_row(
+            mib(budget),
+            policy,
+            mib(timeline.peak),
+            "yes" if not found.shortfall else f"no, {mib(found.shortfall)} over",
+            f"{timeline.seconds:.4g} s",
+            _ratio(timeline.seconds, trace.seconds),
+            f"{timeline.stall_seconds:.3g} s",
+            f"{timeline.recompute_seconds:.3g} s",
+            mib(sum(timeline.traffic.values())),
+        )
+    return table
+
+
+def holders(held: Mapping[str, int], most: int = 5) -> str:
+    """What fills the memory, largest first."""
+    shown = [f"{what.replace('_', ' ')} {mib(n)}" for what, n in list(held.items())[:most]]
+    return ", ".join(shown)
+
+
+def _decisions(found: Outcome) -> str:
+    counts: Sequence[str] = [f"{n} {what}s" for what, n in found.plan.counts().items() if n]
+    return ", ".join(counts) or "keeps everything"
+
+
+def _stalls(timeline: Timeline) -> str:
+    found = [
+        f"{seconds:.3g} s for {cause}" for cause, seconds in timeline.stalls.items() if seconds
+    ]
+    return ", ".join(found) or "none"
+
+
+def _against(nbytes: int, of: int) -> str:
+    return f"{mib(nbytes)} ({nbytes / of:.0%} of {mib(of)})" if of else mib(nbytes)
+
+
+def _ratio(seconds: float, plain: float) -> str:
+    return f"{seconds / plain:.2f}x" if plain else "-"

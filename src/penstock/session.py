@@ -1,0 +1,402 @@
+"""A session: record the step, plan it, run the plan, plan again when the step changes."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils._python_dispatch import _disable_current_modes
+
+from penstock import policies
+from penstock.dispatch.clock import Clock
+from penstock.dispatch.doors import Doors
+from penstock.dispatch.resident import (
+    CudaMeter,
+    live_tensor_bytes,
+    meter_for,
+    return_freed_blocks,
+)
+from penstock.engine.engine import Engine
+from penstock.engine.mount import mount
+from penstock.engine.program import Program, compile_program
+from penstock.engine.residency import MountedTier
+from penstock.errors import BudgetError, UsageError
+from penstock.ir.machine import Machine
+from penstock.ir.plan import Plan
+from penstock.ir.policy import Policy, Problem
+from penstock.ir.text import parse
+from penstock.ir.trace import Trace
+from penstock.record.machine import describe
+from penstock.record.step import Recorder, Recording
+from penstock.simulate.least import least_budget
+from penstock.sizes import Share, parse_budget, parse_size
+from penstock.solve.best import Outcome, outcome
+
+__all__ = ["Session", "StepReport", "fit"]
+
+_REMEMBERED = 32
+"""Programs kept for other shapes of the step."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step took. Bytes count above what the process held when the budget took effect."""
+
+    number: int
+    mode: Literal["recorded", "planned", "on demand"]
+    seconds: float
+    peak: int
+    predicted_seconds: float | None = None
+    predicted_peak: int | None = None
+    stalls: dict[str, float] = field(default_factory=dict)  # seconds by cause
+    traffic: dict[str, int] = field(default_factory=dict)  # bytes by link
+    decisions: dict[str, int] = field(default_factory=dict)
+    events: tuple[str, ...] = ()
+
+
+def fit(
+    budget: str | int | Share | None = None,
+    *,
+    policy: str | Policy = "auto",
+    tier: str | None = None,
+    host_budget: str | None = None,
+    disk_budget: str | None = None,
+    device: str | torch.device | None = None,
+    report: str | os.PathLike[str] | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
+    verify: bool = False,
+) -> "Session":
+    """A session that keeps the training loop inside it within `budget`.
+
+        with penstock.fit(budget="1.5GiB") as session:
+            for batch in loader:
+                loss(model(batch)).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+    `budget` is a size (`"1.5GiB"`, bytes), a share of what the step takes without a budget
+    (`"60%"`), or None for all of the device. It covers everything the step needs: parameters,
+    gradients, optimizer state, activations, workspace, allocator slack. `tier` is where values go
+    that do not fit: `"disk"`, `"disk:DIRECTORY"` or `"host"`; by default host memory for a CUDA
+    device and disk for the CPU. `policy` names who plans, with options after a colon.
+
+    The first two steps are recorded, while what does not fit is evicted on demand; then the plan
+    runs. Raises `UsageError` for arguments that make no sense, and from inside the loop
+    `BudgetError` if the step cannot be made to fit, `TierError` if a tier fails.
+    """
+    return Session(
+        budget,
+        policy=policy,
+        tier=tier,
+        host_budget=host_budget,
+        disk_budget=disk_budget,
+        device=device,
+        report=report,
+        on_step=on_step,
+        verify=verify,
+    )
+
+
+class Session:
+    """One training loop under a budget. Made by `fit`; a context manager."""
+
+    _running: "Session | None" = None
+
+    def __init__(
+        self,
+        budget: str | int | Share | None = None,
+        *,
+        policy: str | Policy = "auto",
+        tier: str | None = None,
+        host_budget: str | None = None,
+        disk_budget: str | None = None,
+        device: str | torch.device | None = None,
+        report: str | os.PathLike[str] | None = None,
+        on_step: Callable[[StepReport], None] | None = None,
+        on_recorded: Callable[[Trace], None] | None = None,
+        verify: bool = False,
+        base_at_first_tensor: bool = False,
+    ) -> None:
+        self.asked = None if budget is None else parse_budget(budget)
+        self.policy = policies.configured(policy) if isinstance(policy, str) else policy
+        self.policy_name = policy if isinstance(policy, str) else type(policy).__name__
+        self.device = _device(device)
+        self.reports: list[StepReport] = []
+        self.trace: Trace | None = None
+        self.outcome: Outcome | None = None
+        self._tier = tier
+        self._host_budget = None if host_budget is None else parse_size(host_budget, "host budget")
+        self._disk_budget = None if disk_budget is None else parse_size(disk_budget, "disk budget")
+        self._report = report
+        self._on_step = on_step
+        self._verify = verify
+        self._on_recorded = on_recorded
+        self._base_at_first_tensor = base_at_first_tensor
+        self._optimizers: list[int] = []  # ids, in the order in which they were first seen
+        self._recording = True
+        self._programs: list[Program] = []
+        self._replans = 0
+        self._patience = 0  # steps to wait before the next recording
+
+    # -- life --------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        if Session._running is not None:
+            raise UsageError("a Penstock session is already running in this process")
+        _settle()
+        on_cpu = self.device.type == "cpu"
+        if on_cpu:
+            return_freed_blocks()
+        self.meter = meter_for(self.device)
+        self._mounted: tuple[MountedTier, ...] = ()
+        mounted = mount(self._tier, self.device, self._host_budget, self._disk_budget)
+        try:
+            facts = tuple(one.store.probe() for one in mounted)
+            self.machine: Machine = describe(self.device, facts)
+            base = self.meter.resident() - (live_tensor_bytes(self.device) if on_cpu else 0)
+            self.engine = Engine(
+                self.device,
+                mounted,
+                self._limit_while_recording(),
+                self.meter,
+                base if on_cpu else 0,
+                verify=self._verify,
+                rebase=on_cpu and self._base_at_first_tensor,
+            )
+        except BaseException:
+            for one in mounted:
+                one.close()
+            raise
+        Session._running = self
+        if isinstance(self.meter, CudaMeter) and not isinstance(self.asked, Share | None):
+            share = min(1.0, self.asked / self.machine.device.memory)
+            torch.cuda.set_per_process_memory_fraction(share, self.device)
+        self._recorder = Recorder(self.device, self.meter)
+        self._recorder.open()
+        self._doors = Doors(self._knock)
+        self._doors.open()
+        self._hooks = [
+            register_optimizer_step_pre_hook(self._before_optimizer),
+            register_optimizer_step_post_hook(self._after_optimizer),
+        ]
+        os.register_at_fork(after_in_child=self._forked)
+        self._begin()
+        self._clock = Clock(lambda *call: self.engine.handler(*call))
+        self._clock.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._clock.__exit__(kind, error, traceback)
+        for hook in self._hooks:
+            hook.remove()
+        self._doors.close()
+        self._recorder.close()
+        try:
+            self.engine.restore()
+        finally:
+            self.engine.close()
+            Session._running = None
+            if isinstance(self.meter, CudaMeter):
+                torch.cuda.set_per_process_memory_fraction(1.0, self.device)
+            if self._report is not None:
+                self.save(self._report)
+
+    # -- steps -------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Say that a step has ended. Needed only where no `torch.optim` optimizer steps."""
+        with _disable_current_modes():
+            self._end()
+            self._begin()
+
+    def _begin(self) -> None:
+        self._traffic = dict(self.engine.manager.statistics.traffic)
+        if self._recording:
+            self._recorder.begin()
+            self.engine.tolerant = True
+            self.engine.begin_step(self._recorder.run)
+        else:
+            self.engine.tolerant = False
+            self.engine.begin_step()
+        self.meter.reset_peak()
+        self._began = time.perf_counter()
+
+    def _end(self, *, complete: bool = True) -> None:
+        seconds = time.perf_counter() - self._began
+        peak = self.meter.peak() - self.engine.base
+        self.engine.end_step()
+        happened = self.engine.happened
+        recorded = self._recording
+        planned = not recorded and self.engine.program is not None
+        self._tell(
+            StepReport(
+                len(self.reports) + 1,
+                "recorded" if recorded else "planned" if planned else "on demand",
+                seconds,
+                peak,
+                self.outcome.timeline.seconds if planned and self.outcome else None,
+                self.outcome.timeline.peak if planned and self.outcome else None,
+                {
+                    **{str(c): s for c, s in happened.stalls.items()},
+                    "fetch": happened.fetch_seconds,
+                },
+                {
+                    lane: moved - self._traffic.get(lane, 0)
+                    for lane, moved in self.engine.manager.statistics.traffic.items()
+                },
+                self.outcome.plan.counts() if planned and self.outcome else {},
+                tuple(happened.events),
+            )
+        )
+        if recorded:
+            self._take(self._recorder.end(slack=self._slack()), complete=complete)
+        elif any(event.startswith("fallback") for event in happened.events):
+            self._step_changed()
+
+    def _take(self, recording: Recording, *, complete: bool) -> None:
+        """A step was recorded: can it fit at all, and if it was a whole one, plan it."""
+        trace, happened = recording.trace, self.engine.happened
+        budget = self._budget_for(trace)
+        least = least_budget(trace)
+        if least.nbytes > budget and happened.overrun:
+            op = trace.describe_op(least.op)
+            raise BudgetError(budget, least.nbytes, op, least.holders)
+        if not complete:
+            return
+        self.trace, self.engine.budget = trace, budget
+        if self._on_recorded is not None:
+            self._on_recorded(trace)
+        problem = Problem(trace, self.machine, budget)
+        policies.require(self.policy, problem)
+        plan = self.policy(problem)
+        self.outcome = found = outcome(problem, plan)
+        program = compile_program(
+            recording.funcs, plan, found.schedule, found.timeline, recording.initial
+        )
+        self._programs = [program, *self._programs][:_REMEMBERED]
+        self.engine.follow_program(program, self._programs[1:])
+        self._recording = False
+
+    def _step_changed(self) -> None:
+        """The last step left the recorded path: record the next one, but not for ever."""
+        self._patience -= 1
+        if self._patience <= 0:
+            self._recording = True
+            self._replans += 1
+            self._patience = min(1 << self._replans, 64) if self._replans > 4 else 0
+
+    def _tell(self, report: StepReport) -> None:
+        self.reports.append(report)
+        if self._on_step is not None:
+            self._on_step(report)
+
+    # -- what torch tells ------------------------------------------------------------------------
+
+    def _before_optimizer(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        self._recorder.optimizer_begins(optimizer)
+
+    def _after_optimizer(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        self._recorder.optimizer_ends(optimizer)
+        is_new = id(optimizer) not in self._optimizers
+        if is_new:
+            # A step has one call of each optimizer: it ends with the one that was met last. What
+            # ends here is no whole step, and made the optimizer's state.
+            self._optimizers.append(id(optimizer))
+            self._recording = True
+        if id(optimizer) == self._optimizers[-1]:
+            with _disable_current_modes():
+                self._end(complete=not is_new)
+                self._begin()
+
+    def _knock(self, tensor: torch.Tensor, door: str) -> None:
+        with _disable_current_modes():
+            self.engine.knock(tensor, door)
+
+    def _forked(self) -> None:
+        if Session._running is self:
+            self.engine.become_child()
+
+    # -- budgets -----------------------------------------------------------------------------
+
+    def _limit_while_recording(self) -> int:
+        return self.asked if isinstance(self.asked, int) else self.machine.device.memory
+
+    def _budget_for(self, trace: Trace) -> int:
+        match self.asked:
+            case Share():
+                return self.asked.of(trace.peak + trace.slack)
+            case int():
+                return self.asked
+            case None:
+                return self.machine.device.memory
+
+    def _slack(self) -> int:
+        """Bytes that the device holds beyond living values, now."""
+        away = self.engine.manager.resident_bytes_away()
+        held = self.meter.resident() - self.engine.base
+        return max(0, held - (self._recorder.live_bytes() - away))
+
+    # -- what it leaves ------------------------------------------------------------------------
+
+    def summary(self) -> dict[str, Any]:
+        """All that `--report` writes."""
+        return {
+            "penstock": "report",
+            "version": 1,
+            "budget": self.engine.budget,
+            "policy": self.policy_name,
+            "machine": asdict(self.machine),
+            "least_budget": None if self.trace is None else least_budget(self.trace).nbytes,
+            "without_budget": None
+            if self.trace is None
+            else {"peak": self.trace.peak + self.trace.slack, "seconds": self.trace.seconds},
+            "steps": [asdict(report) for report in self.reports],
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        Path(path).write_text(json.dumps(self.summary(), indent=1))
+
+
+def _device(given: str | torch.device | None) -> torch.device:
+    if given is None:
+        given = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(given)
+    except RuntimeError:
+        raise UsageError(f"device {given!r} is unknown; use cpu, cuda or cuda:0") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UsageError(f"device {given!r}: this machine or this build of torch has no CUDA")
+        return torch.device("cuda", device.index or 0)
+    if device.type != "cpu":
+        raise UsageError(f"device {given!r}: Penstock knows cpu and cuda")
+    return device
+
+
+def _settle() -> None:
+    """Do once, small and on one thread, what would otherwise disturb the first step.
+
+    The first call into MKL's vector functions picks their implementation; made by two threads at
+    once, one of them may briefly run another one, of other accuracy. And compiling the simulator
+    takes memory that is not the step's.
+    """
+    few = torch.linspace(0.1, 0.9, 8)
+    for function in (torch.tanh, torch.exp, torch.log, torch.erf, torch.sqrt, torch.sin):
+        function(few)
+    tiny = parse("f a x:I1 -> h:A1 1us")
+    outcome(Problem(tiny, Machine(describe(torch.device("cpu"), ()).device), 1 << 20), Plan())
