@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from functools import cached_property
-from typing import NewType, TypeAlias
+from typing import NamedTuple, NewType, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -205,28 +205,39 @@ class Schedule:
                     yield Drop(subject)
 
     @cached_property
-    def around(self) -> tuple[tuple[tuple[Action, ...], tuple[Action, ...]], ...]:
+    def around(self) -> tuple["Around", ...]:
         """For each op: what the host does just before its own run, and just after.
 
         Drops and copies out that follow a run belong to it: the sooner they go the better.
         Everything else belongs to the run that it prepares.
         """
-        before: list[tuple[Action, ...]] = []
-        after: list[list[Action]] = []
-        pending: list[Action] = []
-        for action in self.actions:
+        found: list[Around] = []
+        after: list[Numbered] = []
+        pending: list[Numbered] = []
+        for row, action in enumerate(self.actions):
             match action:
                 case Run(again=False):
-                    before.append(tuple(pending))
-                    after.append([])
+                    after = []
+                    found.append(Around(row, tuple(pending), after))
                     pending.clear()
-                case Drop() | Evict() if after and not pending:
-                    after[-1].append(action)
+                case Drop() | Evict() if found and not pending:
+                    after.append((row, action))
                 case _:
-                    pending.append(action)
-        if after:
-            after[-1].extend(pending)
-        return tuple(zip(before, map(tuple, after), strict=True))
+                    pending.append((row, action))
+        after.extend(pending)
+        return tuple(found)
+
+
+Numbered: TypeAlias = tuple[int, Action]
+"""An action and its row in the schedule."""
+
+
+class Around(NamedTuple):
+    """What surrounds the run of one op, which is row `row`."""
+
+    row: int
+    before: tuple[Numbered, ...]
+    after: Sequence[Numbered]
 
 
 @dataclass

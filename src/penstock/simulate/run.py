@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from penstock.ir.machine import Machine
 from penstock.ir.schedule import Cause, Schedule, Verb
-from penstock.ir.timeline import COMPUTE, KINDS, Timeline, lane_of
+from penstock.ir.timeline import Timeline
+from penstock.simulate.chart import Times, chart, lanes_of_copies
 
 __all__ = ["price"]
 
@@ -31,7 +32,9 @@ def price(schedule: Schedule, machine: Machine) -> Timeline:
     if schedule.away:
         earlier_end = _ends_of_copies_out(schedule, columns, walked[1]) - walked[3]
         walked = _walk(schedule, columns, earlier_end)
-    return _timeline(schedule, columns, walked, earlier_end)
+    start, end, stalls, seconds = walked
+    waited = dict(zip(Cause, stalls.tolist(), strict=True))
+    return chart(schedule, Times(start, end, seconds, waited, earlier_end))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +46,6 @@ class _Columns:
     lane: NDArray[np.int16]  # by transfer
     copy_cost: NDArray[np.float64]  # by transfer: seconds
     drag: NDArray[np.float64]  # by lane
-    lanes: tuple[str, ...]
-    nbytes: NDArray[np.int64]  # by transfer
 
 
 def _columns(schedule: Schedule, machine: Machine) -> _Columns:
@@ -57,7 +58,7 @@ def _columns(schedule: Schedule, machine: Machine) -> _Columns:
 
     copies = schedule.copies
     tiers = [machine.tier(name) for name in copies.tiers]
-    lane = 1 + 2 * copies.tier + copies.inward
+    lane = lanes_of_copies(schedule)
     links = [None, *(link for tier in tiers for link in (tier.write, tier.read))]
     latency = np.array([link.latency if link else 0.0 for link in links])
     bandwidth = np.array([link.bandwidth if link else 1.0 for link in links])
@@ -65,11 +66,9 @@ def _columns(schedule: Schedule, machine: Machine) -> _Columns:
     return _Columns(
         cost,
         host,
-        lane.astype(np.int16),
+        lane,
         latency[lane] + nbytes / bandwidth[lane],
         np.array([0.0, *(tier.drag for tier in tiers for _ in range(2))]),
-        (COMPUTE, *(lane_of(tier.name, inward=way) for tier in tiers for way in (False, True))),
-        nbytes,
     )
 
 
@@ -190,111 +189,3 @@ def _ends_of_copies_out(
     out = schedule.verb == Verb.EVICT
     found[schedule.subject[out]] = end_of[out]
     return found
-
-
-def _timeline(
-    schedule: Schedule,
-    columns: _Columns,
-    walked: _Walked,
-    earlier_end: NDArray[np.float64],
-) -> Timeline:
-    start_of, end_of, stalls, seconds = walked
-    verb, subject = schedule.verb, schedule.subject
-    is_run = verb <= Verb.RUN_AGAIN
-    is_copy = (verb == Verb.EVICT) | (verb == Verb.PREFETCH)
-    value_of = schedule.copies.value
-    times, resident = _residency(schedule, start_of, end_of, value_of, earlier_end)
-
-    lane = np.zeros(len(verb), np.int16)
-    lane[is_copy] = columns.lane[subject[is_copy]]
-    ref = subject.copy()
-    ref[is_copy] = value_of[subject[is_copy]]
-    is_span = is_run | is_copy
-    traffic = np.bincount(columns.lane, columns.nbytes, len(columns.lanes)).astype(np.int64)
-    return Timeline(
-        seconds=seconds,
-        lanes=columns.lanes,
-        span_lane=lane[is_span],
-        span_start=start_of[is_span],
-        span_end=end_of[is_span],
-        span_ref=ref[is_span],
-        span_again=(verb == Verb.RUN_AGAIN)[is_span],
-        times=times,
-        resident=resident,
-        stalls={cause: float(s) for cause, s in zip(Cause, stalls, strict=True)},
-        traffic=dict(zip(columns.lanes[1:], traffic[1:].tolist(), strict=True)),
-        overhead_bytes=schedule.trace.slack,
-    )
-
-
-def _residency(
-    schedule: Schedule,
-    start_of: NDArray[np.float64],
-    end_of: NDArray[np.float64],
-    value_of: NDArray[np.int32],
-    earlier_end: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The residency curve: times, and bytes by kind from each of them on."""
-    trace, verb, subject = schedule.trace, schedule.verb, schedule.subject
-    size, kind = trace.columns.nbytes, trace.columns.kind
-    scratch = len(KINDS) - 1
-    count = len(verb)
-
-    # Changes as columns: when, on which row of the curve, how many bytes, and a rank that settles
-    # equal times. Rank is program order, so whatever makes room stands before what takes it.
-    when: list[NDArray[np.float64]] = []
-    which: list[NDArray[np.int64]] = []
-    delta: list[NDArray[np.int64]] = []
-    rank: list[NDArray[np.int64]] = []
-
-    def change(
-        at: NDArray[np.float64], row: NDArray[np.int64], nbytes: NDArray[np.int64], order: _Order
-    ) -> None:
-        when.append(at)
-        which.append(row)
-        delta.append(nbytes)
-        rank.append(np.broadcast_to(np.asarray(order, np.int64), at.shape))
-
-    def change_values(
-        at: NDArray[np.float64], values: NDArray[np.int32], sign: int, order: _Order
-    ) -> None:
-        change(at, kind[values], sign * size[values], order)
-
-    leaving = np.array([v for v, t in schedule.away if earlier_end[t] > 0], np.int32)
-    away = {value for value, _ in schedule.away}
-    initial = np.array([v for v in trace.initial if v not in away], np.int32)
-    change_values(np.zeros(len(initial)), initial, 1, -1)
-    change_values(np.zeros(len(leaving)), leaving, 1, -1)
-    until = np.array([earlier_end[t] for _, t in schedule.away if earlier_end[t] > 0], np.float64)
-    change_values(until, leaving, -1, -1)
-
-    takes, frees = schedule.takes, schedule.frees
-    change_values(start_of[takes.owner], takes.items, 1, 3 * takes.owner + 1)
-    change_values(end_of[frees.owner], frees.items, -1, 3 * frees.owner + 2)
-    rows = np.arange(count)
-    runs = rows[verb <= Verb.RUN_AGAIN]
-    workspace = trace.columns.workspace[subject[runs]]
-    on_scratch = np.full(len(runs), scratch)
-    change(start_of[runs], on_scratch, workspace, 3 * runs + 1)
-    change(end_of[runs], on_scratch, -workspace, 3 * runs + 2)
-
-    evicts = rows[verb == Verb.EVICT]
-    ran_until = np.zeros(len(trace.ops))
-    first_runs = rows[verb == Verb.RUN]
-    ran_until[subject[first_runs]] = end_of[first_runs]
-    freed = np.maximum(end_of[evicts], ran_until[schedule.extra[evicts]])
-    change_values(freed, value_of[subject[evicts]], -1, 3 * evicts)
-    prefetches = rows[verb == Verb.PREFETCH]
-    change_values(start_of[prefetches], value_of[subject[prefetches]], 1, 3 * prefetches + 1)
-    drops = rows[verb == Verb.DROP]
-    change_values(start_of[drops], subject[drops], -1, 3 * drops)
-
-    times, at = np.concatenate(when), np.concatenate(which)
-    nbytes, ranks = np.concatenate(delta), np.concatenate(rank)
-    order = np.lexsort((ranks, times))
-    moved = np.zeros((len(KINDS), len(order)), np.int64)
-    moved[at[order], np.arange(len(order))] = nbytes[order]
-    return times[order], np.cumsum(moved, axis=1)
-
-
-_Order: TypeAlias = "int | NDArray[np.int64] | NDArray[np.int32]"
