@@ -7,6 +7,7 @@ from itertools import accumulate
 from penstock.ir.machine import Tier
 from penstock.ir.plan import Swap
 from penstock.ir.trace import Gap, OpIndex, Trace
+from penstock.solve.pressure import Pressure
 
 __all__ = ["away_ops", "just_in_time", "op_starts"]
 
@@ -27,13 +28,19 @@ def away_ops(gap: Gap, trace: Trace) -> int:
 
 
 def just_in_time(
-    trace: Trace, tier: Tier, gaps: Iterable[Gap], *, margin: float = 1.1
+    trace: Trace,
+    tier: Tier,
+    gaps: Iterable[Gap],
+    *,
+    margin: float = 1.1,
+    pressure: Pressure | None = None,
 ) -> list[Swap]:
     """Swaps that leave as soon as they are idle and come back as late as the link allows.
 
     Copies back share one lane: each must have ended before its value is used and before the next
-    one has to start. `margin` is how much slower than promised the link may be. A gap too short to
-    leave and come back in is passed over.
+    one has to start. `margin` is how much slower than promised the link may be. With `pressure`
+    (in which all of `gaps` count as away), none comes back before there is room for it. A gap too
+    short to leave and come back in is passed over.
     """
     starts = op_starts(trace)
     swaps: list[Swap] = []
@@ -54,5 +61,7 @@ def just_in_time(
             continue
         latest = min(begin, latest)
         at = min(max(at, earliest), gap.stop)
+        if pressure is not None and not gap.wraps:
+            at = pressure.earliest_return(gap, trace.values[gap.value].nbytes, at)
         swaps.append(Swap(gap, tier.name, evict_at, OpIndex(at)))
     return sorted(swaps, key=lambda swap: (swap.evict_at, swap.gap.value))

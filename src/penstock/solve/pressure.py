@@ -1,0 +1,58 @@
+"""Where a step lacks room: bytes over the budget, op by op, and what would relieve them."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.ir.policy import Problem
+from penstock.ir.trace import Gap
+
+__all__ = ["Pressure"]
+
+
+class Pressure:
+    """Bytes over the limit at each op, as values are sent away."""
+
+    def __init__(self, problem: Problem) -> None:
+        limit = problem.budget - problem.trace.slack
+        self._values = problem.trace.values
+        self._over: NDArray[np.int64] = problem.trace.live - limit
+        self._ops = len(self._over)
+
+    @property
+    def is_relieved(self) -> bool:
+        return bool(self._over.max(initial=0) <= 0)
+
+    @property
+    def worst(self) -> int:
+        """Bytes that are lacking where most are; 0 if none are."""
+        return max(0, int(self._over.max(initial=0)))
+
+    def touches(self, gap: Gap, until: int | None = None) -> bool:
+        """Would sending the gap's value away help anywhere?"""
+        return any(bool((self._over[a:b] > 0).any()) for a, b in self._stretches(gap, until))
+
+    def relieve(self, gap: Gap, nbytes: int, until: int | None = None) -> None:
+        """The gap's value is away, up to op `until` (None: as long as it is idle)."""
+        for first, last in self._stretches(gap, until):
+            self._over[first:last] -= nbytes
+
+    def earliest_return(self, gap: Gap, nbytes: int, wanted: int) -> int:
+        """From which op on, not before `wanted`, the value could be back without lacking room.
+
+        Takes the room that it finds. The op that closes the gap is the latest answer.
+        """
+        assert gap.stop is not None
+        blocked = np.flatnonzero(self._over[wanted : gap.stop] + nbytes > 0)
+        first = wanted + int(blocked[-1]) + 1 if blocked.size else wanted
+        self._over[first : gap.stop] += nbytes
+        return first
+
+    def _stretches(self, gap: Gap, until: int | None) -> list[tuple[int, int]]:
+        """The ops during which the value is away, as half-open ranges."""
+        if gap.stop is None:
+            freed = self._values[gap.value].freed
+            return [(gap.start + 1, self._ops if freed is None else freed + 1)]
+        back = gap.stop if until is None else until
+        if gap.wraps:
+            return [(gap.start + 1, self._ops), (0, back)]
+        return [(gap.start + 1, back)]
