@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -22,9 +22,9 @@ from penstock.dispatch.clock import Clock
 from penstock.dispatch.doors import Doors
 from penstock.dispatch.resident import (
     CudaMeter,
+    TightAllocator,
     live_tensor_bytes,
     meter_for,
-    return_freed_blocks,
 )
 from penstock.engine.engine import Engine
 from penstock.engine.mount import mount
@@ -35,6 +35,7 @@ from penstock.ir.machine import Machine
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Policy, Problem
 from penstock.ir.text import parse
+from penstock.ir.timeline import Timeline
 from penstock.ir.trace import Trace
 from penstock.record.machine import describe
 from penstock.record.step import Recorder, Recording
@@ -142,8 +143,13 @@ class Session:
         self._verify = verify
         self._on_recorded = on_recorded
         self._base_at_first_tensor = base_at_first_tensor
+        self._charted = report is not None
         self._optimizers: list[int] = []  # ids, in the order in which they were first seen
+        self.measured: Timeline | None = None  # of the last charted step
+        self.samples: list[tuple[float, int]] = []  # of the same: seconds, bytes held
         self._recording = True
+        self._refining = False  # the next planned step is measured, to plan better
+        self._recorded: Recording | None = None
         self._programs: list[Program] = []
         self._replans = 0
         self._patience = 0  # steps to wait before the next recording
@@ -155,8 +161,7 @@ class Session:
             raise UsageError("a Penstock session is already running in this process")
         _settle()
         on_cpu = self.device.type == "cpu"
-        if on_cpu:
-            return_freed_blocks()
+        self._allocator = TightAllocator() if on_cpu else None
         self.meter = meter_for(self.device)
         self._mounted: tuple[MountedTier, ...] = ()
         mounted = mount(self._tier, self.device, self._host_budget, self._disk_budget)
@@ -211,6 +216,8 @@ class Session:
         finally:
             self.engine.close()
             Session._running = None
+            if self._allocator is not None:
+                self._allocator.close()
             if isinstance(self.meter, CudaMeter):
                 torch.cuda.set_per_process_memory_fraction(1.0, self.device)
             if self._report is not None:
@@ -232,15 +239,18 @@ class Session:
             self.engine.begin_step(self._recorder.run)
         else:
             self.engine.tolerant = False
-            self.engine.begin_step()
+            self.engine.begin_step(charted=self._refining or self._charted)
         self.meter.reset_peak()
         self._began = time.perf_counter()
 
     def _end(self, *, complete: bool = True) -> None:
         seconds = time.perf_counter() - self._began
-        peak = self.meter.peak() - self.engine.base
+        peak = self.meter.peak() - self.engine.base - self.engine.footprint()
+        log = self.engine.log if self.engine.is_following else None
         self.engine.end_step()
         happened = self.engine.happened
+        if log is not None:
+            self.measured, self.samples = log.chart(seconds, happened.stalls), log.samples
         recorded = self._recording
         planned = not recorded and self.engine.program is not None
         self._tell(
@@ -267,6 +277,11 @@ class Session:
             self._take(self._recorder.end(slack=self._slack()), complete=complete)
         elif any(event.startswith("fallback") for event in happened.events):
             self._step_changed()
+        elif self._refining and log is not None and self._recorded is not None:
+            # What the ops took under the plan says more than what they took while recording.
+            self._refining = False
+            self.machine = log.rates(self.machine)
+            self._plan(replace(self._recorded, trace=log.refine(self._recorded.trace)))
 
     def _take(self, recording: Recording, *, complete: bool) -> None:
         """A step was recorded: can it fit at all, and if it was a whole one, plan it."""
@@ -278,19 +293,27 @@ class Session:
             raise BudgetError(budget, least.nbytes, op, least.holders)
         if not complete:
             return
-        self.trace, self.engine.budget = trace, budget
+        self.engine.budget = budget
+        self.trace = trace
         if self._on_recorded is not None:
             self._on_recorded(trace)
-        problem = Problem(trace, self.machine, budget)
+        self._recorded, self._recording = recording, False
+        self._refining = True
+        self._plan(recording)
+
+    def _plan(self, recording: Recording) -> None:
+        problem = Problem(recording.trace, self.machine, self.engine.budget)
         policies.require(self.policy, problem)
         plan = self.policy(problem)
+        self.trace = recording.trace
         self.outcome = found = outcome(problem, plan)
         program = compile_program(
             recording.funcs, plan, found.schedule, found.timeline, recording.initial
         )
-        self._programs = [program, *self._programs][:_REMEMBERED]
+        known = [other for other in self._programs if other.funcs != program.funcs or
+                 other.marked_sizes != program.marked_sizes]
+        self._programs = [program, *known][:_REMEMBERED]
         self.engine.follow_program(program, self._programs[1:])
-        self._recording = False
 
     def _step_changed(self) -> None:
         """The last step left the recorded path: record the next one, but not for ever."""
@@ -348,7 +371,7 @@ class Session:
     def _slack(self) -> int:
         """Bytes that the device holds beyond living values, now."""
         away = self.engine.manager.resident_bytes_away()
-        held = self.meter.resident() - self.engine.base
+        held = self.meter.resident() - self.engine.base - self.engine.footprint()
         return max(0, held - (self._recorder.live_bytes() - away))
 
     # -- what it leaves ------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """How much memory the device holds for this process, and how the process gives it back.
 
 On a CPU that is the process's resident set, read from the kernel; it is a true measure only if the
-C allocator returns what is freed, so `return_freed_blocks` tells it to. On CUDA it is what the
+C allocator returns what is freed, so `TightAllocator` tells it to. On CUDA it is what the
 caching allocator has reserved.
 """
 
@@ -106,24 +106,52 @@ def meter_for(device: torch.device) -> CpuMeter | CudaMeter:
     return CudaMeter(device) if device.type == "cuda" else CpuMeter()
 
 
-def return_freed_blocks() -> bool:
-    """Make the C allocator return freed blocks to the system at once; False if it is not glibc.
+class TightAllocator:
+    """While it lasts, the C library returns large freed blocks to the system at once.
 
-    Without this the resident set hardly falls when tensors die, and says nothing about them.
+    Without this the resident set hardly falls when tensors die, and says nothing about them. Does
+    nothing where the C library is not glibc.
+
+    glibc maps a large block of its own only if no hole in its heap fits, and what is freed in the
+    heap stays resident. So the holes that earlier allocations left are plugged: with blocks that
+    nobody touches, which cost no memory.
     """
-    try:
-        libc = ctypes.CDLL(None)
-        mallopt = libc.mallopt
-    except (OSError, AttributeError):
-        return False
-    mallopt(_M_MMAP_THRESHOLD, RETURNED_FROM)
-    mallopt(_M_TRIM_THRESHOLD, RETURNED_FROM)
-    mallopt(_M_TOP_PAD, 0)
-    # One arena: threads would otherwise each keep free blocks of their own.
-    mallopt(_M_ARENA_MAX, 1)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
-    return True
+
+    def __init__(self) -> None:
+        self._plugs: list[int] = []
+        try:
+            self._libc = ctypes.CDLL(None)
+            self._libc.mallopt, self._libc.malloc_trim  # noqa: B018  (are they there?)
+        except (OSError, AttributeError):
+            return
+        self._libc.malloc.restype = ctypes.c_void_p
+        self._libc.malloc.argtypes = [ctypes.c_size_t]
+        self._libc.free.argtypes = [ctypes.c_void_p]
+        self._libc.mallopt(_M_MMAP_THRESHOLD, RETURNED_FROM)
+        self._libc.mallopt(_M_TRIM_THRESHOLD, RETURNED_FROM)
+        self._libc.mallopt(_M_TOP_PAD, 0)
+        # One arena: threads would otherwise each keep free blocks of their own.
+        self._libc.mallopt(_M_ARENA_MAX, 1)
+        self._libc.malloc_trim(0)
+        size = 1 << 30
+        while size >= RETURNED_FROM:  # large plugs first: each touches the page of its header
+            block = self._libc.malloc(size)
+            if block and not _is_mapped(block):
+                self._plugs.append(block)
+                continue
+            self._libc.free(block)  # no hole of that size is left
+            size //= 2
+
+    def close(self) -> None:
+        """Give the holes back. Idempotent."""
+        while self._plugs:
+            self._libc.free(self._plugs.pop())
+
+
+def _is_mapped(block: int) -> bool:
+    """Does a block from glibc's malloc stand in a mapping of its own? A flag before it says so."""
+    size_and_flags = ctypes.c_size_t.from_address(block - ctypes.sizeof(ctypes.c_size_t)).value
+    return bool(size_and_flags & 2)
 
 
 def live_tensor_bytes(device: torch.device) -> int:

@@ -27,11 +27,20 @@ from penstock.dispatch.schema import Facts, facts_of, tensors_in
 from penstock.dispatch.storage import CAN_SWAP, key_of, storage_of
 from penstock.engine.lanes import Copy
 from penstock.engine.lineage import Call, capture, fresh_storages, run_again
+from penstock.engine.log import Log
 from penstock.engine.needs import output_bytes
 from penstock.engine.program import BOUND_FROM, Instruction, Lineage, Pass, Program
 from penstock.engine.residency import MountedTier, Place, ResidencyManager, Resident
 from penstock.errors import BudgetError, TierError
-from penstock.ir.schedule import Cause, Drop, Evict, Prefetch, Run, TransferId, Wait
+from penstock.ir.schedule import (
+    Cause,
+    Drop,
+    Evict,
+    Prefetch,
+    Run,
+    TransferId,
+    Wait,
+)
 from penstock.ir.trace import ValueId
 
 __all__ = ["Engine", "Execute", "Happened"]
@@ -41,6 +50,7 @@ Execute = Callable[[OpOverload, tuple[Any, ...], dict[str, Any]], Any]
 _SMALL = 64 * 1024
 """Storages below this are never moved: the copy costs more than the bytes are worth."""
 _FOREVER = 1 << 62
+_NOTHING = Instruction()
 
 
 @dataclass
@@ -83,6 +93,7 @@ class Engine:
         self.manager = ResidencyManager(tiers, verify=verify)
         self.handler: Execute = self.serve
         self.happened = Happened()
+        self.log: Log | None = None  # of the step that runs, if it is to be charted
         self.program: Program | None = None
         self.candidates: tuple[Program, ...] = ()  # programs for other shapes of the step
         self._rebase = rebase
@@ -109,9 +120,13 @@ class Engine:
         self.program, self.candidates = program, tuple(others)
         self._copies.clear()
 
-    def begin_step(self, execute: Execute | None = None) -> None:
-        """A step begins. With `execute`, calls are run through it (a recorder)."""
+    def begin_step(self, execute: Execute | None = None, *, charted: bool = False) -> None:
+        """A step begins. With `execute`, calls are run through it (a recorder).
+
+        `charted`: note when everything happens, for `measured`.
+        """
         self.happened = Happened()
+        self.log = None
         self._execute = execute or _call
         self._calls.clear()
         self._bound.clear()
@@ -122,11 +137,17 @@ class Engine:
         else:
             self._enter(self.program, 0)
             self._bring_to_start(self.program)
+            if charted:
+                self.log = Log(self.program.schedule, time.perf_counter())
+
+    @property
+    def is_following(self) -> bool:
+        return self.handler == self.follow
 
     def end_step(self) -> None:
         """A step has ended."""
         program = self.program
-        if program is not None and self.handler == self.follow:
+        if program is not None and self.is_following:
             if self._index < len(program.instructions):
                 left = len(program.instructions) - self._index
                 self.happened.note(f"the step ended {left} ops early")
@@ -167,10 +188,12 @@ class Engine:
         if instruction is None:
             if self._absent:
                 self._attend(args, kwargs)
-            try:
-                return func(*args, **kwargs)
-            except RuntimeError as error:
-                return self._retry(error, func, args, kwargs)
+            if self.log is None:
+                try:
+                    return func(*args, **kwargs)
+                except RuntimeError as error:
+                    return self._retry(error, func, args, kwargs)
+            instruction = _NOTHING
         return self._carry_out(instruction, index, func, args, kwargs)
 
     def _off_program(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -202,14 +225,14 @@ class Engine:
         kwargs: dict[str, Any],
     ) -> Any:
         self._tick += 1
-        for action in instruction.before:
-            self._perform(action)
+        for row, action in instruction.before:
+            self._perform(row, action)
         if self._absent:
             self._attend(args, kwargs)
         if instruction.mutates and self._guarded:
             self._save_dependents(facts_of(func).written(args, kwargs))
         if instruction.need and self.device.type == "cpu":
-            lacking = self.meter.resident() - self.base + instruction.need - self.budget
+            lacking = self.used() + instruction.need - self.budget
             if lacking > self.budget // 100:
                 self._in_use = self._keys(args, kwargs)
                 self._evict_most_distant(lacking, index)
@@ -222,16 +245,19 @@ class Engine:
         draw = draw_of(kwargs, self.device) if instruction.random else None
         if instruction.captures and sources is not None:
             self._capture(index, func, args, kwargs, sources, draw)
+        begun = time.perf_counter()
         try:
             result = func(*args, **kwargs)
         except RuntimeError as error:
             if draw is not None:
                 rewind(draw)
             result = self._retry(error, func, args, kwargs)
+        if self.log is not None:
+            self.log.ran(index, begun, time.perf_counter(), self.used())
         if instruction.writes and sources is not None:
             self._bind_results(instruction, index, func, args, kwargs, sources, result)
-        for action in instruction.after:
-            self._perform(action)
+        for row, action in instruction.after:
+            self._perform(row, action)
         return result
 
     def _capture(
@@ -355,7 +381,11 @@ class Engine:
 
     def used(self) -> int:
         """Bytes that the device holds for this session now."""
-        return self.meter.used() - self.base
+        return self.meter.used() - self.base - self.footprint()
+
+    def footprint(self) -> int:
+        """Bytes of the device's memory that its tiers fill, which are not the step's."""
+        return sum(tier.store.footprint() for tier in self.manager.tiers.values())
 
     def _make_room(self, nbytes: int, op: str) -> None:
         """Evict until `nbytes` more fit; what was touched longest ago goes first."""
@@ -459,9 +489,10 @@ class Engine:
 
     # -- actions -----------------------------------------------------------------------------
 
-    def _perform(self, action: Evict | Prefetch | Wait | Drop | Run | Pass) -> None:
+    def _perform(self, row: int, action: Evict | Prefetch | Wait | Drop | Run | Pass) -> None:
         program = self.program
         assert program is not None
+        begun = time.perf_counter()
         match action:
             case Evict():
                 transfer = program.schedule.transfers[action.transfer]
@@ -475,6 +506,7 @@ class Engine:
                     return
                 if copy is not None:
                     self._copies[action.transfer] = copy
+                    self._log_copy(row, copy)
             case Prefetch():
                 transfer = program.schedule.transfers[action.transfer]
                 resident = self._bound.get(transfer.value)
@@ -484,16 +516,27 @@ class Engine:
                 copy = self.manager.prefetch(resident, after)
                 if copy is not None:
                     self._copies[action.transfer] = copy
+                    self._log_copy(row, copy)
             case Wait():
                 self._await(action)
+                self._log_times(row, begun)
             case Drop():
                 self._drop(action.value)
+                self._log_times(row, begun)
             case Pass():
                 self._run_pass(action)
             case Run():
                 raise AssertionError("runs are joined to passes")
             case _:
                 assert_never(action)
+
+    def _log_times(self, row: int, begun: float) -> None:
+        if self.log is not None:
+            self.log.times[row] = begun, time.perf_counter()
+
+    def _log_copy(self, row: int, copy: Copy) -> None:
+        if self.log is not None:
+            self.log.copies[row] = copy
 
     def _await(self, action: Wait) -> None:
         program = self.program
@@ -549,7 +592,12 @@ class Engine:
             if (storage := self._living(source)) is None:
                 return
             sources[source] = storage
-        made = self._remake(known, wanted, sources, program)
+        started = iter(action.rows)
+
+        def note(begun: float) -> None:
+            self._log_times(next(started), begun)
+
+        made = self._remake(known, wanted, sources, program, note)
         for value, storage in made.items():
             self.manager.deliver(wanted[value], storage)
             self._unguard(wanted[value], program.lineages[value])
@@ -560,6 +608,7 @@ class Engine:
         wanted: Iterable[ValueId],
         sources: dict[ValueId, UntypedStorage],
         program: Program,
+        note: Callable[[float], None] = lambda begun: None,
     ) -> dict[ValueId, UntypedStorage]:
         caller_uses = self._in_use
         self._in_use = caller_uses | {key_of(storage) for storage in sources.values()}
@@ -583,6 +632,7 @@ class Engine:
                         program.trace.previous_version,
                         source,
                         self.device.type,
+                        note,
                     )
                 except RuntimeError as error:
                     if (missing := _bytes_wanted(error)) is None:

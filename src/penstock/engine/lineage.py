@@ -8,6 +8,7 @@ remade bits are the first run's. It changes nothing else: generators are put bac
 statistics are left alone.
 """
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -109,14 +110,14 @@ def run_again(
     replaced: dict[ValueId, ValueId],
     source: Callable[[ValueId], UntypedStorage],
     device: str,
-    take: Callable[[Call], None] = lambda call: None,
+    note: Callable[[float], None] = lambda begun: None,
 ) -> dict[ValueId, UntypedStorage]:
     """Run `calls` in order and return storages with the bytes of the values `wanted`.
 
     `fresh` are the values with storages of their own that each op makes; `replaced` says which
     version an in-place write overwrites; `source` gives the storage of a value that is not made
-    here, its bytes in place; `take(call)` is called before each, to make room. `device` is the type
-    of the device whose values count.
+    here, its bytes in place; `note(begun)` is called after each op. `device` is the type of the
+    device whose values count.
     """
     keep = set(wanted)
     last_read = {view.value: index for index, call in enumerate(calls) for view in _views(call)}
@@ -126,11 +127,12 @@ def run_again(
         return inside[value] if value in inside else source(value)
 
     for index, call in enumerate(calls):
-        take(call)
         args = _fill(call.args, storage_for)
         kwargs = _fill(call.kwargs, storage_for)
+        begun = time.perf_counter()
         with replaying(call.draw) if call.draw is not None else nullcontext():
             result = call.func(*args, **kwargs)
+        note(begun)
         inputs = {key_of(storage_of(t)) for t in tensors_in((args, kwargs))}
         outputs = fresh_storages(result, inputs, device)
         if len(outputs) != len(fresh[call.op.index]):

@@ -12,7 +12,7 @@ from penstock.dispatch.storage import StorageRef
 from penstock.errors import TraceError
 from penstock.ir.lineage import lineage
 from penstock.ir.plan import Plan, Residency
-from penstock.ir.schedule import Action, Run, Schedule, Wait
+from penstock.ir.schedule import Action, Numbered, Run, Schedule, Wait
 from penstock.ir.timeline import Timeline
 from penstock.ir.trace import Kind, OpIndex, Trace, ValueId
 
@@ -37,6 +37,7 @@ class Pass:
 
     ops: tuple[OpIndex, ...]
     targets: tuple[ValueId, ...]
+    rows: tuple[int, ...]  # of the runs in the schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,8 @@ class Instruction:
     input storages, value), `writes` positions among its overwritten, then its fresh storages.
     """
 
-    before: tuple[Action | Pass, ...] = ()
-    after: tuple[Action, ...] = ()
+    before: tuple[tuple[int, Action | Pass], ...] = ()  # with their rows in the schedule
+    after: tuple[tuple[int, Action], ...] = ()
     reads: tuple[tuple[int, ValueId], ...] = ()
     writes: tuple[tuple[int, ValueId], ...] = ()
     captures: bool = False  # some lineage runs the op again
@@ -83,6 +84,10 @@ class Program:
         return tuple(found)
 
     @cached_property
+    def marked_sizes(self) -> list[int]:
+        return [self.trace.values[value].nbytes for _, value in self.marks]
+
+    @cached_property
     def grams(self) -> dict[tuple[OpOverload, ...], list[int]]:
         """Where each run of a few calls ends: to find one's place again after a deviation."""
         found: defaultdict[tuple[OpOverload, ...], list[int]] = defaultdict(list)
@@ -115,13 +120,13 @@ def compile_program(
     bound.update(source for line in lineages.values() for source in line.sources)
     bound.update(v.id for v in trace.values if v.nbytes >= BOUND_FROM)
     instructions: list[Instruction | None] = []
-    for op, (before, after) in zip(trace.ops, schedule.around, strict=True):
+    for op, around in zip(trace.ops, schedule.around, strict=True):
         fresh = sum(trace.values[v].nbytes for v in trace.fresh[op.index])
         need = fresh + op.workspace
         facts = facts_of(funcs[op.index])
         instruction = Instruction(
-            _with_passes(before, trace, plan),
-            after,
+            _with_passes(around.before, trace, plan),
+            tuple(around.after),
             tuple(
                 (position, value)
                 for position, value in enumerate(op.reads)
@@ -167,15 +172,19 @@ def _lineages(trace: Trace, plan: Plan) -> dict[ValueId, Lineage]:
     return found
 
 
-def _with_passes(before: Sequence[Action], trace: Trace, plan: Plan) -> tuple[Action | Pass, ...]:
+def _with_passes(
+    before: Sequence[Numbered], trace: Trace, plan: Plan
+) -> tuple[tuple[int, Action | Pass], ...]:
     """The runs of a recomputation joined to one pass, with all its waits ahead of it."""
-    ops = tuple(action.op for action in before if isinstance(action, Run))
-    if not ops:
+    runs = [(row, action) for row, action in before if isinstance(action, Run)]
+    if not runs:
         return tuple(before)
+    ops = tuple(run.op for _, run in runs)
     made = {v for op in ops for v in trace.ops[op].writes}
-    freed = {v for action in before if isinstance(action, Run) for v in action.frees}
+    freed = {v for _, run in runs for v in run.frees}
     dropped = {decision.gap.value for decision in plan.recomputes}
-    targets = tuple(sorted((made & dropped) - freed))
-    first = next(i for i, action in enumerate(before) if isinstance(action, Run))
-    waits = tuple(a for a in before[first:] if isinstance(a, Wait))
-    return (*before[:first], *waits, Pass(ops, targets))
+    joined = Pass(ops, tuple(sorted((made & dropped) - freed)), tuple(row for row, _ in runs))
+    first = runs[0][0]
+    ahead = tuple((row, a) for row, a in before if row < first or isinstance(a, Wait))
+    rest = tuple((row, a) for row, a in before if row > first and not isinstance(a, Run | Wait))
+    return (*ahead, (first, joined), *rest)

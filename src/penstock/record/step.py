@@ -119,7 +119,10 @@ class Recorder:
         versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
         trace = Trace(ops, values, self._device.type, label, slack, versions)
         initial = {number[id(v)]: v.storage.ref for v in kept if v.producer is None}
-        return Recording(trace, tuple(op.func for op in self._ops), initial)
+        funcs = tuple(op.func for op in self._ops)
+        self._ops.clear()
+        self._versions.clear()
+        return Recording(trace, funcs, initial)
 
     def live_bytes(self) -> int:
         """Bytes of all storages that live now, wherever their bytes are."""

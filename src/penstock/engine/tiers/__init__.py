@@ -40,6 +40,10 @@ class TierStore(Protocol):
         """Bytes in use."""
         ...
 
+    def footprint(self) -> int:
+        """Bytes of the device's own memory that the tier fills: a host tier beside a CPU."""
+        ...
+
     def probe(self) -> TierFacts:
         """Measure this tier: capacity, bandwidth of each direction."""
         ...

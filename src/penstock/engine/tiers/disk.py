@@ -72,6 +72,9 @@ class DiskStore:
     def used(self) -> int:
         return self._extents.used
 
+    def footprint(self) -> int:
+        return 0
+
     def write(
         self,
         source: UntypedStorage,

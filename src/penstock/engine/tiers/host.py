@@ -22,7 +22,7 @@ from penstock.ir.machine import Tier as TierFacts
 __all__ = ["HostStore"]
 
 _ALIGNMENT = 512
-_SLAB = 256 << 20
+_SLAB = {"cuda": 256 << 20, "cpu": 16 << 20}
 _PROBE = 64 << 20
 
 
@@ -52,6 +52,9 @@ class HostStore:
 
     def used(self) -> int:
         return self._extents.used
+
+    def footprint(self) -> int:
+        return 0 if self._device.type == "cuda" else self._extents.size
 
     def write(
         self,
@@ -85,7 +88,7 @@ class HostStore:
 
     def _grow(self, nbytes: int) -> None:
         """Add a slab. A slab is one piece of memory, so no extent may cross into the next."""
-        slab = max(_SLAB, 1 << (nbytes - 1).bit_length())
+        slab = max(_SLAB[self._device.type], 1 << (nbytes - 1).bit_length())
         size = self._extents.size
         if size + slab > self.capacity:
             slab = -(-nbytes // _ALIGNMENT) * _ALIGNMENT
@@ -96,7 +99,10 @@ class HostStore:
                 "or add a disk with --tier disk:DIRECTORY."
             )
         pinned = self._device.type == "cuda"
-        self._slabs.append((size, torch.empty(slab, dtype=torch.uint8, pin_memory=pinned)))
+        memory = torch.empty(slab, dtype=torch.uint8, pin_memory=pinned)
+        if not pinned:
+            memory.fill_(0)  # so that all of it is resident, as `footprint` says
+        self._slabs.append((size, memory))
         self._extents.grow(slab, seam=True)
 
     def _place(self, extent: Extent, nbytes: int) -> Tensor:
