@@ -16,7 +16,6 @@ from rich.console import Console
 from penstock.errors import PenstockError, UsageError
 
 if TYPE_CHECKING:
-    from penstock.ir.machine import Machine
     from penstock.ir.policy import Problem
     from penstock.ir.trace import Trace
     from penstock.solve.best import Outcome

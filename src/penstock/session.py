@@ -196,8 +196,8 @@ class Session:
         ]
         os.register_at_fork(after_in_child=self._forked)
         self._begin()
-        self._clock = Clock(lambda *call: self.engine.handler(*call))
-        self._clock.__enter__()
+        self._clock = Clock(lambda *call: self.engine.handler(*call))  # noqa: PLW0108  (the handler changes)
+        self._clock.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
@@ -206,7 +206,7 @@ class Session:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._clock.__exit__(kind, error, traceback)
+        self._clock.__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
         for hook in self._hooks:
             hook.remove()
         self._doors.close()
@@ -310,8 +310,11 @@ class Session:
         program = compile_program(
             recording.funcs, plan, found.schedule, found.timeline, recording.initial
         )
-        known = [other for other in self._programs if other.funcs != program.funcs or
-                 other.marked_sizes != program.marked_sizes]
+        known = [
+            other
+            for other in self._programs
+            if other.funcs != program.funcs or other.marked_sizes != program.marked_sizes
+        ]
         self._programs = [program, *known][:_REMEMBERED]
         self.engine.follow_program(program, self._programs[1:])
 

@@ -32,7 +32,7 @@ class Clock(TorchDispatchMode):
     """
 
     def __init__(self, handler: Handler) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.handler = handler
 
     @classmethod

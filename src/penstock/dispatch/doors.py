@@ -39,7 +39,7 @@ class Doors:
     def open(self) -> None:
         for name in _DOORS:
             self._replace(Tensor, name, self._watched(name, getattr(Tensor, name)))
-        unpack = BackwardCFunction.saved_tensors
+        unpack: Any = BackwardCFunction.saved_tensors
 
         def saved_tensors(function: Any) -> tuple[Tensor | None, ...]:
             found: tuple[Tensor | None, ...] = unpack.__get__(function)

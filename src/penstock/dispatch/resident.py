@@ -18,7 +18,6 @@ __all__ = [
     "Meter",
     "live_tensor_bytes",
     "meter_for",
-    "return_freed_blocks",
 ]
 
 _PAGE = os.sysconf("SC_PAGESIZE")

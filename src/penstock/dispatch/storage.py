@@ -51,14 +51,14 @@ class StorageRef(weakref.ref[UntypedStorage]):
     def __new__(
         cls, storage: UntypedStorage, died: Callable[["StorageRef"], Any] | None = None
     ) -> "StorageRef":
-        self = super().__new__(cls, storage, died)  # type: ignore[arg-type]
+        self = super().__new__(cls, storage, died)
         self.key = key_of(storage)
         return self
 
     def __init__(
         self, storage: UntypedStorage, died: Callable[["StorageRef"], Any] | None = None
     ) -> None:
-        super().__init__(storage, died)  # type: ignore[arg-type]
+        super().__init__(storage, died)  # type: ignore[call-arg]
 
     key: int
 
@@ -70,9 +70,9 @@ def take_bytes(storage: UntypedStorage) -> UntypedStorage:
     """
     nbytes, device = storage.nbytes(), storage.device
     # Null pointer, full size: views of it can still be made, reads of it cannot pass unnoticed.
-    holder: UntypedStorage = torch._C._construct_storage_from_data_pointer(0, device, nbytes)
+    holder: Any = torch._C._construct_storage_from_data_pointer(0, device, nbytes)
     storage._swap_data_ptr_(holder)  # type: ignore[attr-defined]
-    return holder
+    return holder  # type: ignore[no-any-return]
 
 
 def give_bytes(storage: UntypedStorage, holder: UntypedStorage) -> None:

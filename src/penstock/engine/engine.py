@@ -23,7 +23,7 @@ from torch._ops import OpOverload
 
 from penstock.dispatch.generators import draw_of, rewind
 from penstock.dispatch.resident import Meter
-from penstock.dispatch.schema import Facts, facts_of, tensors_in
+from penstock.dispatch.schema import facts_of, tensors_in
 from penstock.dispatch.storage import CAN_SWAP, key_of, storage_of
 from penstock.engine.lanes import Copy
 from penstock.engine.lineage import Call, capture, fresh_storages, run_again

@@ -126,7 +126,7 @@ class ThreadLane:
                     other._done.wait()
                 copy.holder = copy.holder or UntypedStorage(copy.nbytes, device=self._device)
             copy.ready = torch.cuda.Event()
-            copy.ready.record()  # type: ignore[no-untyped-call]
+            copy.ready.record()
         copy.is_queued = True
         self._queue.put(copy)
 
@@ -211,7 +211,7 @@ class StreamLane:
                 copy.holder.resize_(copy.nbytes)
         assert copy.holder is not None
         copy.ready = torch.cuda.Event()
-        copy.ready.record()  # type: ignore[no-untyped-call]
+        copy.ready.record()
         self._stream.wait_event(copy.ready)
         with torch.cuda.stream(self._stream):
             if copy.inward:
@@ -219,7 +219,7 @@ class StreamLane:
             else:
                 self._store.write(copy.holder, copy.extent, copy.is_cancelled)
         copy.finished = torch.cuda.Event()
-        copy.finished.record(self._stream)  # type: ignore[no-untyped-call]
+        copy.finished.record(self._stream)
         copy.end()
 
     def close(self) -> None:

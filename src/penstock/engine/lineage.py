@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, UntypedStorage
 from torch._ops import OpOverload
 
-from penstock.dispatch.generators import Draw, draw_of, replaying
+from penstock.dispatch.generators import Draw, replaying
 from penstock.dispatch.schema import Facts, tensors_in
 from penstock.dispatch.storage import key_of, storage_of
 from penstock.errors import InternalError
@@ -95,7 +95,7 @@ def _describe(given: Any, values: dict[int, ValueId]) -> Any:
             if storage.device.type == "cpu" and given.numel() == 1 and not given.requires_grad:
                 return given.clone()  # a number wrapped in a tensor, beside a device's values
             raise _Indescribable
-        return _View(value, given.dtype, given.size(), given.stride(), given.storage_offset())
+        return _View(value, given.dtype, given.size(), given.stride(), int(given.storage_offset()))
     if isinstance(given, (list, tuple)):
         return type(given)(_describe(one, values) for one in given)
     if isinstance(given, dict):

@@ -35,7 +35,7 @@ from penstock.engine.lanes import Copy, DirectLane, Lane
 from penstock.engine.tiers import TierStore
 from penstock.errors import InternalError, PenstockError, TierError
 
-__all__ = ["MountedTier", "Place", "Remake", "Resident", "ResidencyManager", "Statistics"]
+__all__ = ["MountedTier", "Place", "Remake", "ResidencyManager", "Resident", "Statistics"]
 
 
 class Place(Enum):
@@ -195,7 +195,7 @@ class ResidencyManager:
             resident.extent,
             None if CAN_SWAP else storage,
             inward=True,
-            after=after,
+            after=tuple(after),
         )
         resident.copy, resident.place = copy, Place.ARRIVING
         resident.tier.back.put(copy)
@@ -277,6 +277,7 @@ class ResidencyManager:
             make_room(resident.nbytes)
             self.prefetch(resident)
             copy = resident.copy
+            assert copy is not None
             copy.wait()
             if copy.error is not None:
                 resident.place = Place.AWAY
@@ -367,7 +368,8 @@ class ResidencyManager:
 
 def _checksum(storage: UntypedStorage) -> int:
     # A copy, because numpy would mark the storage itself as shared.
-    return zlib.crc32(torch.Tensor.numpy(byte_view(storage).to("cpu", copy=True)))
+    copied = byte_view(storage).to("cpu", copy=True)
+    return zlib.crc32(torch.Tensor.numpy(copied).data)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

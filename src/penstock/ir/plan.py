@@ -134,7 +134,7 @@ def _shape_faults(trace: Trace, plan: Plan) -> Iterator[str]:
             case Swap():
                 yield from (f"{name}: {fault}" for fault in _swap_faults(trace, decision))
             case Recompute():
-                yield from (f"{name}: {fault}" for fault in _recompute_faults(trace, decision))
+                yield from (f"{name}: {fault}" for fault in _recompute_faults(decision))
             case _:
                 assert_never(decision)
 
@@ -188,7 +188,7 @@ def _swap_faults(trace: Trace, swap: Swap) -> Iterator[str]:
         yield f"op {swap.fence} cannot wait for a copy that starts at op {swap.evict_at}"
 
 
-def _recompute_faults(trace: Trace, decision: Recompute) -> Iterator[str]:
+def _recompute_faults(decision: Recompute) -> Iterator[str]:
     gap, at = decision.gap, decision.remake_at
     if gap.wraps:
         yield "cannot be remade in the next step: its lineage belongs to this one"

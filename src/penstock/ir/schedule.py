@@ -193,12 +193,12 @@ class Schedule:
         for row, (verb, subject, extra) in enumerate(zip(verbs, subjects, extras, strict=True)):
             match Verb(verb):
                 case Verb.RUN | Verb.RUN_AGAIN:
-                    again = verb == Verb.RUN_AGAIN
-                    yield Run(subject, again, tuple(self.takes[row]), tuple(self.frees[row]))
+                    takes, frees = map(ValueId, self.takes[row]), map(ValueId, self.frees[row])
+                    yield Run(subject, verb == Verb.RUN_AGAIN, tuple(takes), tuple(frees))
                 case Verb.EVICT:
                     yield Evict(subject, extra)
                 case Verb.PREFETCH:
-                    yield Prefetch(subject, extra, tuple(self.room[row]))
+                    yield Prefetch(subject, extra, tuple(map(TransferId, self.room[row])))
                 case Verb.WAIT:
                     yield Wait(subject, causes[extra])
                 case Verb.DROP:

@@ -323,7 +323,7 @@ def _write_timeline(timeline: Timeline) -> Json:
 
 
 def _read_timeline(body: Json) -> Timeline:
-    arrays = {name: np.array(body[name], dtype) for name, dtype in _ARRAYS.items()}
+    arrays: dict[str, Any] = {name: np.array(body[name], dtype) for name, dtype in _ARRAYS.items()}
     return Timeline(
         seconds=float(body["seconds"]),
         lanes=tuple(body["lanes"]),

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from itertools import pairwise
 from typing import NewType, Self
 
 import numpy as np
@@ -240,7 +241,7 @@ class Trace:
             if value.nbytes < at_least:
                 continue
             uses = self.uses[value.id]
-            for start, stop in zip(uses, uses[1:], strict=False):
+            for start, stop in pairwise(uses):
                 if stop - start > 1:
                     yield Gap(value.id, start, stop)
             if not uses:
@@ -256,7 +257,8 @@ class Trace:
 
     def saved_gaps(self, at_least: int = 1) -> Iterator[Gap]:
         """For each value that autograd saved, the gap between its last use in forward and its
-        first in backward."""
+        first in backward.
+        """
         for gap in self.gaps(at_least):
             if (
                 self.values[gap.value].saved

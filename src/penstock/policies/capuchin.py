@@ -23,14 +23,14 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from penstock.ir.lineage import Gone, lineage
-from penstock.ir.plan import Plan, Recompute, Residency, Swap
+from penstock.ir.plan import Decision, Plan, Recompute, Residency, Swap
 from penstock.ir.policy import Need, Paper, Problem
 from penstock.ir.trace import Gap, OpIndex, Trace, ValueId
 from penstock.solve.best import Outcome, best, outcome
 from penstock.solve.pressure import Pressure
 from penstock.solve.swaps import just_in_time, op_starts
 
-__all__ = ["Capuchin", "Candidate", "choose", "by_msps"]
+__all__ = ["Candidate", "Capuchin", "by_msps", "choose"]
 
 
 @dataclass(slots=True)
@@ -118,14 +118,14 @@ class Capuchin:
         def free_time(gap: Gap) -> float:
             nbytes = trace.values[gap.value].nbytes
             end = starts[-1] if gap.stop is None else starts[gap.stop]
-            return end - starts[gap.start + 1] - tier.read.seconds(nbytes) - tier.write.seconds(nbytes)
+            return (
+                end - starts[gap.start + 1] - tier.read.seconds(nbytes) - tier.write.seconds(nbytes)
+            )
 
         left = {
             gap: free_time(gap)
             for gap in trace.gaps(self.smallest)
-            if not trace.values[gap.value].kind.is_state
-            and not gap.wraps
-            and pressure.touches(gap)
+            if not trace.values[gap.value].kind.is_state and not gap.wraps and pressure.touches(gap)
         }
         swaps: list[Gap] = []
         for gap in sorted(left, key=lambda gap: -left[gap]):
@@ -196,14 +196,15 @@ class Capuchin:
             late = late_values(found)
             if not late:
                 break
-            moved = []
+            moved: list[Decision] = []
             for decision in found.plan.decisions:
                 value = decision.gap.value
                 if isinstance(decision, Swap) and decision.gap in late:
                     step = 0.05 * tier.read.seconds(trace.values[value].nbytes)
                     earlier[value] = earlier.get(value, 0.0) + step
-                    decision = before(decision, starts, earlier[value])
-                moved.append(decision)
+                    moved.append(before(decision, starts, earlier[value]))
+                else:
+                    moved.append(decision)
             again = outcome(problem, replace(found.plan, decisions=tuple(moved)))
             if again.rank >= found.rank:
                 break
@@ -270,9 +271,7 @@ def before(swap: Swap, starts: list[float], seconds: float) -> Swap:
     """The swap with its copy back triggered `seconds` earlier, if it can be away so short."""
     assert swap.prefetch_at is not None
     wanted = starts[swap.prefetch_at] - seconds
-    at = swap.prefetch_at
+    at = int(swap.prefetch_at)
     while at > swap.gap.start + 2 and starts[at] > wanted:
         at -= 1
     return replace(swap, prefetch_at=OpIndex(at))
-
-

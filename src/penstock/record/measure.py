@@ -69,15 +69,15 @@ class CudaStopwatch:
         torch.cuda.reset_peak_memory_stats(self._device)
         start = torch.cuda.Event(enable_timing=True)
         end = torch.cuda.Event(enable_timing=True)
-        start.record()  # type: ignore[no-untyped-call]
+        start.record()
         result = call()
-        end.record()  # type: ignore[no-untyped-call]
+        end.record()
         peak = torch.cuda.max_memory_allocated(self._device)
         after = torch.cuda.memory_allocated(self._device)
 
         def seconds() -> float:
-            end.synchronize()  # type: ignore[no-untyped-call]
-            return float(start.elapsed_time(end)) / 1e3  # type: ignore[no-untyped-call]
+            end.synchronize()
+            return float(start.elapsed_time(end)) / 1e3
 
         return result, Cost(seconds, peak - before, after - before)
 

@@ -84,8 +84,8 @@ class ModulePaths:
             self._known.append(module)
         for name, tensor in root.named_parameters():
             self._name(tensor, prefix + name, Kind.PARAMETER)
-        for name, tensor in root.named_buffers():
-            self._name(tensor, prefix + name, Kind.BUFFER)
+        for name, buffer in root.named_buffers():
+            self._name(buffer, prefix + name, Kind.BUFFER)
 
     def _name(self, tensor: Tensor, name: str, kind: Kind) -> None:
         ref = StorageRef(storage_of(tensor))

@@ -33,7 +33,8 @@ __all__ = ["Recorder", "Recording"]
 @dataclass(frozen=True)
 class Recording:
     """A recorded step: its trace, the calls that made its ops, and the storages, if they live, of
-    the values that were there when it began."""
+    the values that were there when it began.
+    """
 
     trace: Trace
     funcs: tuple[OpOverload, ...]

@@ -40,7 +40,10 @@ def chart(schedule: Schedule, times: Times) -> Timeline:
     """The timeline of a schedule of which it is known when everything happened."""
     start_of, end_of, earlier_end = times.start, times.end, times.earlier_end
     copies = schedule.copies
-    lanes = (COMPUTE, *(lane_of(name, inward=way) for name in copies.tiers for way in (False, True)))
+    lanes = (
+        COMPUTE,
+        *(lane_of(name, inward=way) for name in copies.tiers for way in (False, True)),
+    )
     lane_of_copy = lanes_of_copies(schedule)
     verb, subject = schedule.verb, schedule.subject
     is_run = verb <= Verb.RUN_AGAIN

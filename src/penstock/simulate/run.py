@@ -97,8 +97,8 @@ _RUN, _AGAIN = int(Verb.RUN), int(Verb.RUN_AGAIN)
 _EVICT, _PREFETCH, _WAIT = int(Verb.EVICT), int(Verb.PREFETCH), int(Verb.WAIT)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _core(  # noqa: PLR0913  (numba takes arrays, not records)
+@njit(cache=True)
+def _core(
     verb: NDArray[np.int8],
     subject: NDArray[np.int32],
     extra: NDArray[np.int32],

@@ -11,7 +11,8 @@ __all__ = ["crossings", "remakeable"]
 
 def crossings(trace: Trace, width: int, smallest: int) -> dict[OpIndex, set[int]]:
     """The forward ops after which at most `width` values made in forward are still to be read
-    there, with those values. Values under `smallest` bytes do not count."""
+    there, with those values. Values under `smallest` bytes do not count.
+    """
     opens: defaultdict[int, list[int]] = defaultdict(list)
     closes: defaultdict[int, list[int]] = defaultdict(list)
     last_forward = -1

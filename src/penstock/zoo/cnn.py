@@ -93,8 +93,7 @@ class UNet(nn.Module):
         super().__init__()
         widths = [width << level for level in range(levels)]
         self.down = nn.ModuleList(
-            self._double(before, after)
-            for before, after in zip([3, *widths], widths, strict=False)
+            self._double(before, after) for before, after in zip([3, *widths], widths, strict=False)
         )
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(deep, shallow, 2, 2)

@@ -104,7 +104,7 @@ def _simple(
 
     def step(number: int) -> list[Tensor]:
         value = loss(number)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         used.step()
         used.zero_grad()
         return [value.detach()]
@@ -345,9 +345,7 @@ def _classified(model: nn.Module, batch: int, pixels: int, **optimizer: Any) -> 
 @_named
 def resnet(size: Size) -> Workload:
     """ResNet: batch norm, whose running statistics change in place."""
-    depths, width, batch, pixels = _pick(
-        size, ((1, 2, 1), 32, 16, 96), ((3, 4, 6, 3), 64, 16, 160)
-    )
+    depths, width, batch, pixels = _pick(size, ((1, 2, 1), 32, 16, 96), ((3, 4, 6, 3), 64, 16, 160))
     return _classified(ResNet(depths, width, 10), batch, pixels)
 
 
@@ -423,11 +421,11 @@ def gan(size: Size) -> Workload:
         real = tokens(number, batch, 256).float() / 255
         fake = make(noise)
         judged = F.softplus(-judge(real)).mean() + F.softplus(judge(fake.detach())).mean()
-        judged.backward()  # type: ignore[no-untyped-call]
+        judged.backward()
         judge_optimizer.step()
         judge_optimizer.zero_grad()
         made = F.softplus(-judge(fake)).mean()
-        made.backward()  # type: ignore[no-untyped-call]
+        made.backward()
         make_optimizer.step()
         make_optimizer.zero_grad()
         judge_optimizer.zero_grad()
@@ -464,7 +462,11 @@ def _optimized(name: str, **options: Any) -> Callable[[Size], Workload]:
     def maker(size: Size) -> Workload:
         width, batch = _pick(size, (512, 4096), (2048, 8192))
         model = nn.Sequential(
-            nn.Linear(256, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 10)
+            nn.Linear(256, width),
+            nn.GELU(),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.Linear(width, 10),
         )
 
         def loss(number: int) -> Tensor:

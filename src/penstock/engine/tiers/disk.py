@@ -22,9 +22,9 @@ from collections.abc import Callable
 import torch
 from torch import UntypedStorage
 
+from penstock.dispatch.storage import byte_view
 from penstock.engine.extents import Extent, Extents
 from penstock.engine.tiers import Cancelled
-from penstock.dispatch.storage import byte_view
 from penstock.errors import TierError, UsageError, mib
 from penstock.ir.machine import Link
 from penstock.ir.machine import Tier as TierFacts
@@ -97,7 +97,7 @@ class DiskStore:
     def probe(self) -> TierFacts:
         extent = self.reserve(_PROBE)
         block = UntypedStorage(_PROBE)
-        block.fill_(1)
+        byte_view(block).fill_(1)
         self.write(block, extent)  # the first write of new blocks is slower than any later one
         begin = time.perf_counter()
         self.write(block, extent)
@@ -179,9 +179,10 @@ def _open_nameless(directory: str) -> tuple[int, bool]:
             file = os.open(directory, flags | extra | os.O_TMPFILE, 0o600)
         except OSError as error:
             if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
-                file = _open_and_unlink(directory, flags | extra)
-                if file is None:
+                opened = _open_and_unlink(directory, flags | extra)
+                if opened is None:
                     continue
+                file = opened
             else:
                 reason = os.strerror(error.errno or 0)
                 raise UsageError(

@@ -72,8 +72,12 @@ class HostStore:
     def probe(self) -> TierFacts:
         extent = self.reserve(_PROBE)
         block = UntypedStorage(_PROBE, device=self._device)
-        links = []
-        for copy in (lambda: self.write(block, extent), lambda: self.read(extent, block)):
+        links: list[Link] = []
+        copies: tuple[Callable[[], None], ...] = (
+            lambda: self.write(block, extent),
+            lambda: self.read(extent, block),
+        )
+        for copy in copies:
             copy()
             self._synchronize()
             start = time.perf_counter()
@@ -81,7 +85,8 @@ class HostStore:
             self._synchronize()
             links.append(Link(_PROBE / (time.perf_counter() - start)))
         self.release(extent)
-        return TierFacts(self.name, self.capacity, *links)
+        write, read = links
+        return TierFacts(self.name, self.capacity, write, read)
 
     def close(self) -> None:
         self._slabs.clear()
