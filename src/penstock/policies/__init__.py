@@ -1,6 +1,7 @@
 """Policies: one method, one file, found by its name.
 
-A policy is a frozen dataclass that turns a `Problem` into a `Plan`; its file is named like it. An
+A policy is a frozen dataclass that turns a `Problem` into a `Plan`; its file is named like it
+(`swap_all.py` holds `SwapAll`). An
 outside package adds one through the entry point group `penstock.policies`.
 """
 
@@ -29,7 +30,7 @@ def load(name: str) -> type[Policy]:
     own = {info.name for info in pkgutil.iter_modules(__path__)}
     if (file := name.replace("-", "_")) in own:
         module = importlib.import_module(f"{__name__}.{file}")
-        found: type[Policy] = getattr(module, module.__all__[0])
+        found: type[Policy] = getattr(module, file.title().replace("_", ""))
         return found
     for point in entry_points(group=_GROUP):
         if point.name == name:
