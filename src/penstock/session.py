@@ -194,7 +194,6 @@ class Session:
             register_optimizer_step_pre_hook(self._before_optimizer),
             register_optimizer_step_post_hook(self._after_optimizer),
         ]
-        os.register_at_fork(after_in_child=self._forked)
         self._begin()
         self._clock = Clock(lambda *call: self.engine.handler(*call))  # noqa: PLW0108  (the handler changes)
         self._clock.__enter__()  # type: ignore[no-untyped-call]
@@ -353,10 +352,6 @@ class Session:
         with _disable_current_modes():
             self.engine.knock(tensor, door)
 
-    def _forked(self) -> None:
-        if Session._running is self:
-            self.engine.become_child()
-
     # -- budgets -----------------------------------------------------------------------------
 
     def _limit_while_recording(self) -> int:
@@ -396,6 +391,14 @@ class Session:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         Path(path).write_text(json.dumps(self.summary(), indent=1))
+
+
+def _forked() -> None:
+    if Session._running is not None:
+        Session._running.engine.become_child()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def _device(given: str | torch.device | None) -> torch.device:

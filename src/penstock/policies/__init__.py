@@ -1,8 +1,8 @@
 """Policies: one method, one file, found by its name.
 
 A policy is a frozen dataclass that turns a `Problem` into a `Plan`; its file is named like it
-(`swap_all.py` holds `SwapAll`). An
-outside package adds one through the entry point group `penstock.policies`.
+(`swap_all.py` holds `SwapAll`). An outside package adds one through the entry point group
+`penstock.policies`.
 """
 
 import importlib
