@@ -1,0 +1,31 @@
+# Every target makes its own environment on a fresh machine: Python 3.11 or newer is all it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: test demo test-gpu bench clean
+
+test: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+demo: $(READY)
+	$(BIN)/python examples/demo.py
+
+test-gpu: $(READY)
+	$(BIN)/python benchmarks/gpu.py
+
+bench: $(READY)
+	$(BIN)/python benchmarks/zoo.py
+
+# Torch first and alone, so that a failed download of the largest part is seen as what it is.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q torch==2.13.0 -c constraints.txt
+	$(BIN)/python -m pip install -q -e '.[test]' -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf .venv out dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
