@@ -1,0 +1,20 @@
+"""What all tests share: a reproducible hypothesis, and a machine with round numbers."""
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from penstock.ir.machine import Device, Link, Machine, Tier
+
+# Derandomized, so that a failure here is a failure everywhere; `nightly` looks further.
+settings.register_profile("default", deadline=None, derandomize=True)
+settings.register_profile(
+    "nightly", deadline=None, max_examples=5_000, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("default")
+
+
+@pytest.fixture
+def machine() -> Machine:
+    """One tier, 4 MiB/s down and 2 MiB/s up, so that hand-computed times are exact."""
+    disk = Tier("disk", 2**40, Link(4 * 2**20), Link(2 * 2**20))
+    return Machine(Device("cpu", 2**40), (disk,))
