@@ -41,7 +41,6 @@ def main() -> None:
         n_head=8,
         bos_token_id=None,
         eos_token_id=None,
-        loss_type="ForCausalLM",
     )
     model = GPT2LMHeadModel(config).train()
     if options.checkpointing:

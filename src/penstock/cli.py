@@ -68,40 +68,34 @@ def run(
     disk_budget: Annotated[str | None, typer.Option(help="Space for the disk tier.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Write a report of every step here (JSON).")
+        list[Path] | None,
+        typer.Option(help="Write a report here, .html or .json; may be given several times."),
     ] = None,
     verify: Annotated[
         bool, typer.Option(help="Compare checksums of all that leaves and comes back (slow).")
     ] = False,
 ) -> None:
     """Run an unmodified training script inside a memory budget."""
-    from penstock.report.table import forecast, step_line
-    from penstock.script import run_script
-    from penstock.session import Session, StepReport
+    from penstock.report.files import ReportingSession
+    from penstock.report.progress import Progress
+    from penstock.script import check_script, run_script
 
-    told_plan = False
-
-    def tell(step: StepReport) -> None:
-        nonlocal told_plan
-        if session.outcome is not None and session.trace is not None and not told_plan:
-            told_plan = True
-            _err.print(
-                forecast(session.trace, session.machine, session.engine.budget, session.outcome)
-            )
-        _err.print(step_line(step, session.engine.budget), markup=False)
-
-    session = Session(
+    check_script(script)
+    progress = Progress(_err)
+    session = ReportingSession(
         budget,
         policy=policy,
         tier=tier,
         host_budget=host_budget,
         disk_budget=disk_budget,
         device=device,
-        report=report,
-        on_step=tell if _err.is_terminal else None,
+        reports=report or (),
+        on_step=progress.step,
+        on_recorded=progress.recorded,
         verify=verify,
         base_at_first_tensor=True,
     )
+    progress.follow(session)
     raise typer.Exit(run_script(script, context.args, session))
 
 
@@ -116,9 +110,10 @@ def trace(
 ) -> None:
     """Run a script up to its first whole step, record that step, and stop."""
     from penstock.ir.store import save
-    from penstock.script import Stop, run_script
+    from penstock.script import Stop, check_script, run_script
     from penstock.session import Session
 
+    check_script(script)
     if not output.parent.is_dir():
         raise UsageError(f"cannot write {output}: {output.parent} is not a directory")
 

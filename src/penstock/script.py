@@ -12,21 +12,26 @@ from types import FrameType, TracebackType
 from penstock.errors import PenstockError, UsageError
 from penstock.session import Session
 
-__all__ = ["Stop", "run_script"]
+__all__ = ["Stop", "check_script", "run_script"]
 
 
 class Stop(BaseException):
     """Raised inside a session to end the script: what was wanted of it is there."""
 
 
+def check_script(script: Path) -> None:
+    """Raise `UsageError` unless `script` is a file."""
+    if script.is_dir():
+        raise UsageError(f"{script} is a directory; name the script to run")
+    if not script.is_file():
+        raise UsageError(f"there is no script {script}")
+
+
 def run_script(script: Path, arguments: Sequence[str], session: Session) -> int:
     """Run `script` as `python script arguments` would, inside `session`; returns its exit code.
 
-    Raises `UsageError` if there is no such script. What the script raises is shown as Python shows
-    it, without the frames of Penstock.
+    What the script raises is shown as Python shows it, without the frames of Penstock.
     """
-    if not script.is_file():
-        raise UsageError(f"there is no script {script}")
     sys.argv = [str(script), *arguments]
     sys.path[0] = str(script.resolve().parent)
     try:

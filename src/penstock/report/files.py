@@ -1,0 +1,71 @@
+"""Reports as files: refused before the run if they cannot be written, written whole after it."""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from penstock.errors import UsageError
+from penstock.report.document import Json, document
+from penstock.session import Session
+
+__all__ = ["ReportingSession", "check", "write"]
+
+
+class ReportingSession(Session):
+    """A session that leaves a report in each of `reports` when it ends, however it ends."""
+
+    def __init__(self, *args: Any, reports: Sequence[Path] = (), **options: Any) -> None:
+        for path in reports:
+            check(path)
+        super().__init__(*args, report=reports[0] if reports else None, **options)
+        self._reports = tuple(reports)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the reports; `path` is the first of them."""
+        body = document(self)
+        for each in self._reports or (Path(path),):
+            write(each, body)
+
+
+def check(path: Path) -> None:
+    """Raise `UsageError` unless a report can be written to `path`."""
+    if path.suffix not in (".html", ".json"):
+        raise UsageError(f"report {path}: its name must end in .html or .json")
+    if path.is_dir():
+        raise UsageError(f"cannot write report {path}: it is a directory; name a file in it")
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot write report {path}: there is no directory {path.parent}")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UsageError(
+            f"cannot write report {path}: {error.strerror}; name a directory that you may write to"
+        ) from None
+
+
+def write(path: Path, body: Json) -> None:
+    """Write a report in the form that its suffix says. A crash leaves the old file, if any."""
+    if path.suffix == ".html":
+        from penstock.report.html import page
+
+        text = page(body)
+    else:
+        text = json.dumps(body, separators=(",", ":"), allow_nan=False)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it private
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
