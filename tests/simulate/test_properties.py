@@ -1,8 +1,9 @@
 """What holds for every step, plan, machine and budget."""
 
+from itertools import pairwise
+
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies import machines, plans, problems, traces
 
 from penstock.ir.machine import Machine
 from penstock.ir.plan import Plan
@@ -11,6 +12,7 @@ from penstock.ir.trace import Trace
 from penstock.simulate.least import MOVABLE_FROM, least_budget
 from penstock.simulate.lower import lower
 from penstock.simulate.run import price
+from strategies import machines, plans, problems, traces
 
 
 @st.composite
@@ -106,7 +108,7 @@ def test_every_op_runs_once_in_order(case):
     spans = price(lower(trace, plan, budget), machine).spans
     runs = [span for span in spans if span.lane == "compute"]
     assert [span.ref for span in runs if not span.again] == list(range(len(trace.ops)))
-    assert all(a.end <= b.start for a, b in zip(runs, runs[1:], strict=False))
+    assert all(a.end <= b.start for a, b in pairwise(runs))
 
 
 @given(planned())
@@ -115,7 +117,7 @@ def test_copies_on_one_lane_never_overlap(case):
     timeline = price(lower(trace, plan, budget), machine)
     for lane in timeline.lanes[1:]:
         mine = [span for span in timeline.spans if span.lane == lane]
-        assert all(a.end <= b.start for a, b in zip(mine, mine[1:], strict=False))
+        assert all(a.end <= b.start for a, b in pairwise(mine))
 
 
 @given(planned())
