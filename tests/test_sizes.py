@@ -63,6 +63,7 @@ def test_a_budget_is_a_size_or_a_share(given, budget):
         ("0%", "more than 0 %"),
         ("-5%", "more than 0 %"),
         ("nan%", "more than 0 %"),
+        ("inf%", "finite"),
     ],
 )
 def test_what_is_no_budget_is_refused(given, reason):

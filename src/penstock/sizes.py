@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from math import inf
 
 from penstock.errors import UsageError
 
@@ -64,6 +65,6 @@ def parse_budget(given: str | int | Share) -> int | Share:
         raise UsageError(
             f"budget {given!r} is no share: write a number before %, as in 60%"
         ) from None
-    if not percent > 0:
-        raise UsageError(f"budget {given!r} must be more than 0 %")
+    if not 0 < percent < inf:
+        raise UsageError(f"budget {given!r} must be more than 0 %, and finite")
     return Share(percent / 100)
