@@ -183,7 +183,8 @@ def _swaps(draw: st.DrawFn, trace: Trace, machine: Machine, gap: Gap, *, ahead: 
     if gap.stop is not None:
         earliest = 0 if gap.wraps else max(evict_at, gap.start) + 1
         back = OpIndex(draw(st.integers(min(earliest, gap.stop), gap.stop)))
-    fence = draw(st.none() | st.integers(evict_at, end - 1)) if evict_at < end else None
+    idle = max(evict_at, gap.start + 1)
+    fence = draw(st.none() | st.integers(idle, end - 1)) if idle < end else None
     tier = draw(st.sampled_from(machine.tiers)).name
     return Swap(gap, tier, OpIndex(evict_at), back, None if fence is None else OpIndex(fence))
 

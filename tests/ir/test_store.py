@@ -1,0 +1,199 @@
+"""Files come back as they were saved, or say what is wrong with them."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.errors import TraceError
+from penstock.ir.plan import Plan
+from penstock.ir.store import FORMAT_VERSION, load, load_trace, save
+from penstock.ir.text import parse
+from penstock.simulate.lower import lower
+from penstock.simulate.run import price
+from strategies import machines, plans, traces
+
+TRACE = parse("""
+    f a  x:I1M w:P2M -> h:A8M!  1ms ?
+    f b  h           -> ~h      2ms +1M
+    b a' h           -> g:G2M   1ms
+    o s  g w         -> ~w      1ms !
+""")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "step.penstock"
+
+
+def write(path, body, *, compressed=True):
+    text = json.dumps(body).encode()
+    path.write_bytes(zstandard.compress(text) if compressed else text)
+
+
+def body_of(path):
+    return json.loads(zstandard.decompress(path.read_bytes(), max_output_size=2**20))
+
+
+def complaint(path):
+    with pytest.raises(TraceError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert str(path) in message
+    return message.replace(str(path), "FILE")
+
+
+# Saving is a pure function of the document, so one file may serve all examples.
+@given(st.data())
+def test_what_is_saved_comes_back(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("saved") / "file"
+    trace, machine = data.draw(traces()), data.draw(machines())
+    plan = data.draw(plans(trace, machine))
+    for document in (trace, machine, plan):
+        save(path, document)
+        assert load(path) == document
+    timeline = price(lower(trace, plan), machine)
+    save(path, timeline)
+    again = load(path)
+    assert (again.peak, again.seconds) == (timeline.peak, timeline.seconds)
+    assert again.spans == timeline.spans
+    assert np.array_equal(again.resident, timeline.resident)
+    assert (again.stalls, again.traffic) == (timeline.stalls, timeline.traffic)
+
+
+def test_what_people_called_a_trace_comes_back(path):
+    trace = replace(TRACE, device="cuda", label="gpt2", slack=7, versions={"torch": "2.13"})
+    save(path, trace)
+    again = load(path)
+    assert again == trace
+    assert again.versions == {"torch": "2.13"}  # takes no part in ==
+
+
+def test_a_trace_may_carry_its_machine(path, machine):
+    save(path, TRACE, machine)
+    assert load_trace(path) == (TRACE, machine)
+    save(path, TRACE)
+    assert load_trace(path) == (TRACE, None)
+
+
+def test_only_a_trace_is_loaded_as_one(path):
+    save(path, Plan())
+    with pytest.raises(TraceError, match="this file holds a plan, not a trace"):
+        load_trace(path)
+
+
+def test_plain_json_from_another_tool_is_read_with_defaults(path):
+    body = {
+        "penstock": "trace",
+        "version": FORMAT_VERSION,
+        "ops": {"name": ["mm"], "phase": ["forward"], "reads": [[0]], "writes": [[1]]},
+        "values": {"nbytes": [4, 8], "kind": ["input", "activation"], "producer": [None, 0]},
+    }
+    write(path, body, compressed=False)
+    trace = load(path)
+    assert (trace.ops[0].name, trace.ops[0].seconds, trace.ops[0].repeatable) == ("mm", 0.0, True)
+    assert [value.storage for value in trace.values] == [0, 1]
+
+
+def test_a_file_that_is_not_there_is_said_so(path):
+    assert complaint(path) == "cannot read FILE: No such file or directory"
+
+
+@pytest.mark.parametrize("raw", [b"", b"hello", b"\x28\xb5\x2f\xfd rubbish", b"{", b"\xff\xfe"])
+def test_rubbish_is_refused(path, raw):
+    path.write_bytes(raw)
+    assert complaint(path) == "FILE is damaged, or no Penstock file"
+
+
+def test_a_truncated_file_is_refused_wherever_it_was_cut(path):
+    save(path, TRACE)
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        assert complaint(path) == "FILE is damaged, or no Penstock file"
+
+
+@pytest.mark.parametrize("body", [[], 3, {}, {"penstock": "cake"}, {"version": FORMAT_VERSION}])
+def test_json_of_something_else_is_refused(path, body):
+    write(path, body)
+    assert complaint(path) == (
+        "FILE is no Penstock file: its field 'penstock' must be one of trace, machine, plan, timeline"
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "advice"),
+    [(FORMAT_VERSION + 1, "update Penstock to read it"), (0, "record it again")],
+)
+def test_another_version_is_refused_with_advice(path, version, advice):
+    save(path, TRACE)
+    write(path, {**body_of(path), "version": version})
+    assert complaint(path) == (
+        f"FILE has format version {version}; this Penstock reads {FORMAT_VERSION}: {advice}"
+    )
+
+
+def column(body, table, name, cells):
+    return {**body, table: {**body[table], name: cells}}
+
+
+DAMAGE = {
+    "FILE is damaged: no field 'values'": lambda body: {
+        key: field for key, field in body.items() if key != "values"
+    },
+    "FILE is damaged: no field 'kind'": lambda body: {
+        **body,
+        "values": {key: cells for key, cells in body["values"].items() if key != "kind"},
+    },
+    "FILE is damaged: column 'kind' has 1 rows, not 6": lambda body: column(
+        body, "values", "kind", ["input"]
+    ),
+    "FILE is damaged: 'cake' is not a valid Kind": lambda body: column(
+        body, "values", "kind", ["cake"] * 6
+    ),
+    "FILE is damaged: 'dinner' is not a valid Phase": lambda body: column(
+        body, "ops", "phase", ["dinner"] * 4
+    ),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGE)
+def test_a_damaged_field_is_named(path, message):
+    save(path, TRACE)
+    write(path, DAMAGE[message](body_of(path)))
+    assert complaint(path) == message
+
+
+def test_a_file_that_contradicts_itself_is_refused_with_the_culprit(path):
+    save(path, TRACE)
+    write(path, column(body_of(path), "ops", "reads", [[99], [], [], []]))
+    assert "op 0 reads value 99, which does not exist" in complaint(path)
+
+
+def test_an_unknown_decision_is_named(path):
+    decision = {"do": "pray", "value": 0, "start": 0, "stop": 1}
+    write(path, {"penstock": "plan", "version": FORMAT_VERSION, "decisions": [decision]})
+    assert complaint(path) == "FILE: a decision says 'pray'; known are 'swap' and 'recompute'"
+
+
+def test_an_impossible_machine_is_refused_by_its_own_check(path, machine):
+    save(path, machine)
+    body = body_of(path)
+    body["tiers"][0]["read"]["bandwidth"] = -1
+    write(path, body)
+    assert "a link needs a bandwidth above 0" in complaint(path)
+
+
+def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(path):
+    save(path, TRACE)
+    before = path.read_bytes()
+    with pytest.raises(ValueError):  # JSON has no NaN
+        save(
+            path, replace(TRACE, ops=(replace(TRACE.ops[0], seconds=float("nan")), *TRACE.ops[1:]))
+        )
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
