@@ -10,7 +10,7 @@ from penstock.ir.lineage import Gone, lineage
 from penstock.ir.machine import Machine
 from penstock.ir.trace import Gap, OpIndex, Trace, ValueId
 
-__all__ = ["Decision", "Plan", "Recompute", "Residency", "Swap", "check"]
+__all__ = ["Decision", "Plan", "Recompute", "Residency", "Swap", "check", "sources_of_remakes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,19 @@ def check(trace: Trace, plan: Plan, machine: Machine | None = None) -> None:
         faults.extend(_lineage_faults(trace, plan))
     if faults:
         raise PlanError(faults)
+
+
+def sources_of_remakes(trace: Trace, plan: Plan) -> dict[ValueId, list[OpIndex]]:
+    """The values that `plan`'s recomputations start from, each with the ops before which they do."""
+    residency = Residency(trace, plan)
+    found: dict[ValueId, list[OpIndex]] = {}
+    for decision in plan.recomputes:
+        at = decision.remake_at
+        ops = lineage(trace, decision.gap.value, at, residency.holds)
+        made = {value for op in ops for value in trace.ops[op].writes}
+        for value in {value for op in ops for value in trace.ops[op].reads} - made:
+            found.setdefault(value, []).append(at)
+    return found
 
 
 def _shape_faults(trace: Trace, plan: Plan) -> Iterator[str]:

@@ -1,12 +1,13 @@
 """What a policy sees, what it must be, and what it says of itself."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar, Protocol, runtime_checkable
 
 from penstock.ir.machine import Machine
-from penstock.ir.plan import Plan
-from penstock.ir.trace import Trace
+from penstock.ir.plan import Plan, sources_of_remakes
+from penstock.ir.trace import Gap, Trace
 
 __all__ = ["Need", "Paper", "Policy", "Problem"]
 
@@ -19,6 +20,21 @@ class Problem:
     machine: Machine
     budget: int  # bytes on the device, for everything the step needs
     given: Plan = field(default_factory=Plan)  # already decided: extend it, never contradict it
+
+    def free_gaps(self, at_least: int = 1) -> Iterator[Gap]:
+        """The gaps of values of `at_least` bytes about which nothing is decided yet.
+
+        A value that a given recomputation starts from must be there then: its gap is not free.
+        """
+        decided = {decision.gap for decision in self.given.decisions}
+        wanted = sources_of_remakes(self.trace, self.given)
+        for gap in self.trace.gaps(at_least):
+            if gap not in decided and not any(gap.covers(op) for op in wanted.get(gap.value, ())):
+                yield gap
+
+    def free_saved_gaps(self, at_least: int = 1) -> Iterator[Gap]:
+        """Those of `free_gaps` in which a saved value waits for backward."""
+        return (gap for gap in self.free_gaps(at_least) if self.trace.awaits_backward(gap))
 
 
 @dataclass(frozen=True, slots=True)

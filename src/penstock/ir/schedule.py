@@ -157,8 +157,10 @@ class Schedule:
 
     `away` holds the values that a wrapping gap keeps off the device when the step begins, each with
     the copy out that took it there at the end of the step before: an action that names such a
-    transfer ahead of its eviction means that earlier one. `shortfall` is how many bytes the op that
-    fits worst lacks; 0 if all fit.
+    transfer ahead of its eviction means that earlier one.
+
+    `need` is, by op, the bytes that must be held at once around it even if all copies out have ended
+    that may have. `shortfall` is how far the largest of them is above the budget; 0 if all fit.
     """
 
     trace: Trace
@@ -170,8 +172,19 @@ class Schedule:
     room: Rows  # of prefetches
     copies: Copies
     away: tuple[tuple[ValueId, TransferId], ...] = ()
-    shortfall: int = 0
-    worst: OpIndex | None = None  # the op that lacks them
+    need: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    budget: int | None = None  # bytes, less the allocator's slack
+
+    @property
+    def shortfall(self) -> int:
+        if self.budget is None:
+            return 0
+        return max(0, int(self.need.max(initial=0)) - self.budget)
+
+    @property
+    def worst(self) -> OpIndex | None:
+        """The op that lacks most; None if all fit."""
+        return OpIndex(int(self.need.argmax())) if self.shortfall else None
 
     @cached_property
     def transfers(self) -> tuple[Transfer, ...]:
@@ -281,8 +294,8 @@ class ScheduleBuilder:
     def build(
         self,
         away: Iterable[tuple[ValueId, TransferId]] = (),
-        shortfall: int = 0,
-        worst: OpIndex | None = None,
+        need: Sequence[int] = (),
+        budget: int | None = None,
     ) -> Schedule:
         copied = np.array(self.copied, np.int32).reshape(-1, 3)
         copies = Copies(
@@ -301,8 +314,8 @@ class ScheduleBuilder:
             _rows(self.room),
             copies,
             tuple(away),
-            shortfall,
-            worst,
+            np.array(need, np.int64),
+            budget,
         )
 
 

@@ -101,6 +101,14 @@ class Gap:
         """Does the gap reach into the next step?"""
         return self.stop is not None and self.stop <= self.start
 
+    def covers(self, op: int) -> bool:
+        """Is the value idle while op `op` runs?"""
+        if self.stop is None:
+            return op > self.start
+        if self.wraps:
+            return op > self.start or op < self.stop
+        return self.start < op < self.stop
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -259,15 +267,17 @@ class Trace:
         """For each value that autograd saved, the gap between its last use in forward and its
         first in backward.
         """
-        for gap in self.gaps(at_least):
-            if (
-                self.values[gap.value].saved
-                and gap.stop is not None
-                and not gap.wraps
-                and self.ops[gap.start].phase is Phase.FORWARD
-                and self.ops[gap.stop].phase is Phase.BACKWARD
-            ):
-                yield gap
+        return (gap for gap in self.gaps(at_least) if self.awaits_backward(gap))
+
+    def awaits_backward(self, gap: Gap) -> bool:
+        """Is this the gap of a saved value between its last use in forward and backward?"""
+        return (
+            self.values[gap.value].saved
+            and gap.stop is not None
+            and not gap.wraps
+            and self.ops[gap.start].phase is Phase.FORWARD
+            and self.ops[gap.stop].phase is Phase.BACKWARD
+        )
 
     # -- text for people ---------------------------------------------------------------------
 

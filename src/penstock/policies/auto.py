@@ -1,20 +1,21 @@
-"""auto: ask every other policy, and take the best answer for this step and budget.
+"""auto: ask every other policy, complete what does not fit, and take the best answer.
 
 Idea      No method wins everywhere. Planning costs seconds, simulating milliseconds, a bad plan
-          costs every step: so try them all.
+          costs every step: so try them all. A plan that moves too little (most policies never touch
+          model state) is a good beginning: `belady` sends away what is still lacking.
 Assumes   That the simulator tells the truth.
 Reads     Everything, through the policies that it asks.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from penstock.errors import NeedError, PlanError
 from penstock.ir.plan import Plan
-from penstock.ir.policy import Need, Problem
+from penstock.ir.policy import Need, Policy, Problem
 from penstock.policies import load, names, require
-from penstock.solve.best import best
+from penstock.solve.best import Outcome, outcome
 
 __all__ = ["Auto"]
 
@@ -27,15 +28,24 @@ class Auto:
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     def __call__(self, problem: Problem) -> Plan:
-        return best(problem, self.answers(problem)).plan
+        return min(self.answers(problem), key=lambda found: found.rank).plan
 
-    def answers(self, problem: Problem) -> Iterator[Plan]:
+    def answers(self, problem: Problem) -> Iterator[Outcome]:
         for name in names():
             if name == "auto":
                 continue
-            policy = load(name)()
-            try:
-                require(policy, problem)
-                yield policy(problem)
-            except (NeedError, PlanError):
-                continue
+            found = _answer(load(name)(), problem)
+            if found is not None and found.shortfall and found.plan.decisions:
+                yield found
+                found = _answer(load("belady")(), replace(problem, given=found.plan))
+            if found is not None:
+                yield found
+
+
+def _answer(policy: Policy, problem: Problem) -> Outcome | None:
+    """What `policy` makes of `problem`; None if it cannot."""
+    try:
+        require(policy, problem)
+        return outcome(problem, policy(problem))
+    except (NeedError, PlanError):
+        return None

@@ -23,12 +23,13 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from penstock.ir.lineage import Gone, lineage
-from penstock.ir.plan import Decision, Plan, Recompute, Residency, Swap
+from penstock.ir.plan import Decision, Plan, Residency, Swap
 from penstock.ir.policy import Need, Paper, Problem
-from penstock.ir.trace import Gap, OpIndex, Trace, ValueId
+from penstock.ir.trace import Gap, Trace, ValueId
 from penstock.solve.best import Outcome, best, outcome
 from penstock.solve.pressure import Pressure
-from penstock.solve.swaps import just_in_time, op_starts
+from penstock.solve.remakes import collective, remade_at_need
+from penstock.solve.swaps import before, just_in_time, late_gaps, op_starts
 
 __all__ = ["Candidate", "Capuchin", "by_msps", "choose"]
 
@@ -108,7 +109,7 @@ class Capuchin:
     def __call__(self, problem: Problem) -> Plan:
         swaps, recomputes = self.choose(problem)
         found = self.settle(problem, swaps, recomputes)
-        return self.turn(problem, swaps, recomputes, found).plan
+        return self.hasten(problem, self.turn(problem, swaps, recomputes, found)).plan
 
     def choose(self, problem: Problem) -> tuple[list[Gap], list[Gap]]:
         """Which gaps to swap and which values to recompute, before anything is timed."""
@@ -124,7 +125,7 @@ class Capuchin:
 
         left = {
             gap: free_time(gap)
-            for gap in trace.gaps(self.smallest)
+            for gap in problem.free_gaps(self.smallest)
             if not trace.values[gap.value].kind.is_state and not gap.wraps and pressure.touches(gap)
         }
         swaps: list[Gap] = []
@@ -181,11 +182,13 @@ class Capuchin:
         for gap in (*swaps, *targets):
             pressure.relieve(gap, trace.values[gap.value].nbytes)
         timed = just_in_time(trace, tier, swaps, pressure=pressure)
-        alone = [Recompute(gap, gap.stop) for gap in targets if gap.stop is not None]
+        alone, lost = remade_at_need(problem.given.plus(timed), trace, targets)
+        if lost:  # what they start from would be gone: they are swapped too
+            return self.settle(problem, [*swaps, *lost], [one.gap for one in alone])
         plans = [problem.given.plus([*timed, *alone])]
-        if joined := collective(trace, alone):
+        if joined := collective(problem.given.plus(timed), trace, alone):
             plans.append(problem.given.plus([*timed, *joined]))
-        return self.hasten(problem, best(problem, plans))
+        return best(problem, plans)
 
     def hasten(self, problem: Problem, found: Outcome) -> Outcome:
         """The paper's feedback: while a value is late, its copy back starts earlier."""
@@ -193,7 +196,7 @@ class Capuchin:
         starts = op_starts(trace)
         earlier: dict[ValueId, float] = {}
         for _ in range(self.feedback):
-            late = late_values(found)
+            late = late_gaps(found)
             if not late:
                 break
             moved: list[Decision] = []
@@ -228,50 +231,6 @@ class Capuchin:
                     again = self.settle(problem, kept, [*targets, *order[:count]])
                     if again.rank < found.rank:
                         found, best_count = again, count
-            if step == 1:
+            if step <= 1:
                 break
         return found
-
-
-def collective(trace: Trace, targets: list[Recompute]) -> list[Recompute]:
-    """Targets that are made on the way to a target needed earlier are kept in that pass."""
-    at = {decision.gap: decision.remake_at for decision in targets}
-    gaps_of: dict[ValueId, list[Gap]] = {}
-    for gap in at:
-        gaps_of.setdefault(gap.value, []).append(gap)
-    residency = Residency(trace, Plan(tuple(targets)))
-    for decision in sorted(targets, key=lambda one: one.remake_at):
-        when = at[decision.gap]
-        try:
-            ops = lineage(trace, decision.gap.value, when, residency.holds)
-        except Gone:
-            return []
-        for value in {v for op in ops for v in trace.ops[op].writes}:
-            for gap in gaps_of.get(value, ()):
-                if gap.start < when < at[gap]:
-                    at[gap] = when
-    return [Recompute(gap, when) for gap, when in at.items()]
-
-
-def late_values(found: Outcome) -> set[Gap]:
-    """The swapped gaps whose value was still on its way in when it was needed."""
-    schedule, timeline = found.schedule, found.timeline
-    ends = {s.ref: s.end for s in timeline.spans if s.lane.endswith("read")}
-    begins = {s.ref: s.start for s in timeline.spans if s.lane == timeline.lanes[0] and not s.again}
-    del schedule
-    return {
-        swap.gap
-        for swap in found.plan.swaps
-        if swap.gap.stop is not None
-        and ends.get(swap.gap.value, 0.0) >= begins[swap.gap.stop] - 1e-9
-    }
-
-
-def before(swap: Swap, starts: list[float], seconds: float) -> Swap:
-    """The swap with its copy back triggered `seconds` earlier, if it can be away so short."""
-    assert swap.prefetch_at is not None
-    wanted = starts[swap.prefetch_at] - seconds
-    at = int(swap.prefetch_at)
-    while at > swap.gap.start + 2 and starts[at] > wanted:
-        at -= 1
-    return replace(swap, prefetch_at=OpIndex(at))

@@ -50,7 +50,9 @@ class Chen:
     def candidates(self, problem: Problem) -> Iterator[Plan]:
         trace = problem.trace
         saved = [
-            gap for gap in trace.saved_gaps(self.smallest) if remakeable(trace, gap, problem.given)
+            gap
+            for gap in problem.free_saved_gaps(self.smallest)
+            if remakeable(trace, gap, problem.given)
         ]
         yield problem.given
         for width in range(1, self.widths + 1):

@@ -25,5 +25,5 @@ class SwapAll:
     needs: ClassVar[frozenset[Need]] = frozenset({Need.TIER})
 
     def __call__(self, problem: Problem) -> Plan:
-        gaps = problem.trace.saved_gaps(self.smallest)
+        gaps = problem.free_saved_gaps(self.smallest)
         return problem.given.plus(just_in_time(problem.trace, problem.machine.tiers[0], gaps))

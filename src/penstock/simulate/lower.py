@@ -77,20 +77,21 @@ class _Lowering:
         # Copies out of which some bytes still count as held, oldest first: the bytes, and the op
         # that they outlive in any case.
         self.pending: dict[TransferId, tuple[int, int]] = {}
-        self.shortfall = 0
-        self.worst: OpIndex | None = None
+        self.pending_bytes = 0  # their sum
+        self.early = any(swap.evict_at <= swap.gap.start for swap in plan.swaps)
+        self.need = [0] * len(trace.ops)
         self.occupied = sum(self.size[v] for v in trace.initial)
         self.away: list[tuple[ValueId, TransferId]] = []
         for swap in plan.swaps:
             if swap.gap.wraps:
                 value = self.returning(swap)
                 self.leaving[swap] = copy = self.out.transfer(value, swap.tier, inward=False)
-                self.pending[copy] = self.size[value], -1  # the step before may still be copying
+                self.owe(copy, self.size[value], -1)  # the step before may still be copying
                 self.gone.add(value)
                 self.away.append((value, copy))
 
     def schedule(self) -> Schedule:
-        return self.out.build(self.away, self.shortfall, self.worst)
+        return self.out.build(self.away, self.need, self.budget)
 
     def run(self, index: OpIndex) -> None:
         op = self.trace.ops[index]
@@ -109,14 +110,13 @@ class _Lowering:
         if (copy := self.leaving.get(swap)) is None:
             self.leaving[swap] = copy = self.out.transfer(value, swap.tier, inward=False)
         self.out.add(Verb.EVICT, copy, swap.gap.start)
-        self.pending[copy] = self.size[value], swap.gap.start
+        self.owe(copy, self.size[value], swap.gap.start)
         self.gone.add(value)
 
     def prefetch(self, swap: Swap) -> None:
         value, out = self.returning(swap), self.leaving[swap]
         nbytes = self.size[value]
-        still_leaving, _ = self.pending.pop(out, (0, 0))
-        self.occupied -= still_leaving  # it comes back only when it has gone
+        self.settle(out)  # it comes back only when it has gone
         room = self.reserve(nbytes, swap.prefetch_at or 0)
         copy = self.out.transfer(value, swap.tier, inward=True)
         self.out.add(Verb.PREFETCH, copy, out, room=room)
@@ -148,7 +148,11 @@ class _Lowering:
                     continue  # model state, which a second run leaves alone
                 inside.add(value)
             self.take(takes, op.workspace, at)
-            frees = sorted(v for v in inside - wanted if last_read.get(v, -1) <= index)
+            frees = sorted(
+                v
+                for v in {*op.reads, *op.writes} & inside - wanted
+                if last_read.get(v, -1) <= index
+            )
             inside.difference_update(frees)
             self.occupied -= self.bytes_of(frees)
             self.out.add(Verb.RUN_AGAIN, index, takes=takes, frees=frees)
@@ -165,9 +169,31 @@ class _Lowering:
                 self.wait(copy, Cause.INPUT)
 
     def wait(self, copy: TransferId, cause: Cause) -> None:
-        nbytes, _ = self.pending.pop(copy, (0, 0))
-        self.occupied -= nbytes
+        self.settle(copy)
         self.out.wait(copy, cause)
+
+    def owe(self, copy: TransferId, nbytes: int, outlives: int) -> None:
+        """A copy out begins: its bytes count as held until something waits for it."""
+        self.pending[copy] = nbytes, outlives
+        self.pending_bytes += nbytes
+
+    def settle(self, copy: TransferId, nbytes: int | None = None) -> None:
+        """A copy out has ended; only `nbytes` of it count as free (None: all)."""
+        held, outlives = self.pending.get(copy, (0, 0))
+        used = held if nbytes is None else nbytes
+        self.occupied -= used
+        self.pending_bytes -= used
+        if used < held:
+            self.pending[copy] = held - used, outlives
+        else:
+            self.pending.pop(copy, None)
+
+    def note_need(self, nbytes: int, at: OpIndex) -> None:
+        """Around op `at`, `nbytes` more are wanted: how much is needed even if all left that can?"""
+        leaving = self.pending_bytes
+        if self.early:  # some copies begin while their value is still in use
+            leaving = sum(held for held, outlives in self.pending.values() if outlives < at)
+        self.need[at] = max(self.need[at], self.occupied - leaving + nbytes)
 
     def take(self, values: Iterable[ValueId], workspace: int, at: OpIndex) -> None:
         """Wait until the bytes of `values` and `workspace` fit; hold those of `values` from here."""
@@ -176,8 +202,7 @@ class _Lowering:
             limit = self.budget - nbytes - workspace
             while self.occupied > limit and (copy := self.oldest_pending(at)) is not None:
                 self.wait(copy, Cause.ROOM)
-            if self.occupied - limit > self.shortfall:
-                self.shortfall, self.worst = self.occupied - limit, at
+        self.note_need(nbytes + workspace, at)
         self.occupied += nbytes
 
     def reserve(self, nbytes: int, at: int) -> list[TransferId]:
@@ -187,18 +212,14 @@ class _Lowering:
         of such a copy stays pending, for compute to wait for.
         """
         room: list[TransferId] = []
+        if at < len(self.need):
+            self.note_need(nbytes, OpIndex(at))
         if self.budget is None:
             return room
         while (need := self.occupied + nbytes - self.budget) > 0:
             if (copy := self.oldest_pending(at)) is None:
                 break
-            held, outlives = self.pending[copy]
-            used = min(need, held)
-            self.occupied -= used
-            if held == used:
-                del self.pending[copy]
-            else:
-                self.pending[copy] = held - used, outlives
+            self.settle(copy, min(need, self.pending[copy][0]))
             room.append(copy)
         return room
 

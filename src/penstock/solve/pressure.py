@@ -5,18 +5,25 @@ from numpy.typing import NDArray
 
 from penstock.ir.policy import Problem
 from penstock.ir.trace import Gap
+from penstock.simulate.lower import lower
 
 __all__ = ["Pressure"]
 
 
 class Pressure:
-    """Bytes over the limit at each op, as values are sent away."""
+    """Bytes over the limit at each op, as values are sent away. What is given counts as done."""
 
     def __init__(self, problem: Problem) -> None:
-        limit = problem.budget - problem.trace.slack
-        self._values = problem.trace.values
-        self._over: NDArray[np.int64] = problem.trace.live - limit
+        trace, given = problem.trace, problem.given
+        limit = problem.budget - trace.slack
+        held = lower(trace, given).need if given.decisions else trace.live
+        self._values = trace.values
+        self._over: NDArray[np.int64] = held - limit
         self._ops = len(self._over)
+
+    def over(self, op: int) -> int:
+        """Bytes that are lacking at `op`; below 0: bytes that are left."""
+        return int(self._over[op])
 
     @property
     def is_relieved(self) -> bool:

@@ -2,29 +2,24 @@
 
 from bisect import bisect_right
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import accumulate
+
+import numpy as np
 
 from penstock.ir.machine import Tier
 from penstock.ir.plan import Swap
 from penstock.ir.trace import Gap, OpIndex, Trace
+from penstock.solve.best import Outcome
 from penstock.solve.pressure import Pressure
 
-__all__ = ["away_ops", "just_in_time", "op_starts"]
+__all__ = ["before", "just_in_time", "late_gaps", "op_starts"]
 
 
 def op_starts(trace: Trace) -> list[float]:
     """When each op starts if nothing ever waits, and when the step ends: one more than ops."""
     costs = (op.host_seconds + op.seconds for op in trace.ops)
     return list(accumulate(costs, initial=0.0))
-
-
-def away_ops(gap: Gap, trace: Trace) -> int:
-    """For how many ops the gap's value could be away."""
-    if gap.stop is None:
-        return len(trace.ops) - gap.start - 1
-    if gap.wraps:
-        return len(trace.ops) - gap.start - 1 + gap.stop
-    return gap.stop - gap.start - 1
 
 
 def just_in_time(
@@ -61,7 +56,38 @@ def just_in_time(
             continue
         latest = min(begin, latest)
         at = min(max(at, earliest), gap.stop)
-        if pressure is not None and not gap.wraps:
+        if pressure is not None:
             at = pressure.earliest_return(gap, trace.values[gap.value].nbytes, at)
         swaps.append(Swap(gap, tier.name, evict_at, OpIndex(at)))
     return sorted(swaps, key=lambda swap: (swap.evict_at, swap.gap.value))
+
+
+def late_gaps(found: Outcome) -> set[Gap]:
+    """The swapped gaps whose value was still on its way in when it was needed."""
+    timeline = found.timeline
+    is_run = (timeline.span_lane == 0) & ~timeline.span_again
+    begins = dict(
+        zip(timeline.span_ref[is_run].tolist(), timeline.span_start[is_run].tolist(), strict=True)
+    )
+    is_read = np.isin(
+        timeline.span_lane, [n for n, lane in enumerate(timeline.lanes) if lane.endswith("read")]
+    )
+    ends = dict(
+        zip(timeline.span_ref[is_read].tolist(), timeline.span_end[is_read].tolist(), strict=True)
+    )
+    return {
+        swap.gap
+        for swap in found.plan.swaps
+        if swap.gap.stop is not None
+        and ends.get(swap.gap.value, 0.0) >= begins[swap.gap.stop] - 1e-9
+    }
+
+
+def before(swap: Swap, starts: list[float], seconds: float) -> Swap:
+    """The swap with its copy back triggered `seconds` earlier, if it can be away so short."""
+    assert swap.prefetch_at is not None
+    wanted = starts[swap.prefetch_at] - seconds
+    at = int(swap.prefetch_at)
+    while at > swap.gap.start + 2 and starts[at] > wanted:
+        at -= 1
+    return replace(swap, prefetch_at=OpIndex(at))
