@@ -1,0 +1,139 @@
+"""The fast simulator against a plain one, which walks the records of a schedule one by one."""
+
+from collections import defaultdict
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.ir.schedule import Cause, Drop, Evict, Prefetch, Run, Wait
+from penstock.ir.timeline import COMPUTE, Span, lane_of
+from penstock.simulate.chart import Times, chart
+from penstock.simulate.lower import lower
+from penstock.simulate.run import price
+from strategies import plans, problems
+
+
+class Plain:
+    """The design's cost semantics, for schedules that keep nothing away between steps."""
+
+    def __init__(self, schedule, machine):
+        self.schedule, self.machine, self.trace = schedule, machine, schedule.trace
+        self.now = 0.0
+        self.spans: list[Span] = []
+        self.times: list[tuple[float, float]] = []  # of each action
+        self.copies: dict[int, tuple[str, float, float, float]] = {}  # lane, start, end, drag
+        self.free_at: defaultdict[str, float] = defaultdict(float)
+        self.stalls = dict.fromkeys(Cause, 0.0)
+        # Changes of the held bytes: when, in which order at one time, and by how much.
+        self.changes: list[tuple[float, int, int]] = []
+        self.ran_until: dict[int, float] = {}
+        self.leaving: list[tuple[int, Evict, int]] = []
+        self.hold(self.trace.initial, 0.0, -1)
+        for row, action in enumerate(schedule.actions):
+            start = self.now
+            match action:
+                case Run():
+                    start = self.run(action, row)
+                case Evict(transfer=transfer):
+                    self.leaving.append((row, action, transfer))
+                    start = self.copy(transfer, [])
+                case Prefetch(transfer=transfer, out=out, room=room):
+                    start = self.copy(transfer, [self.copies[one][2] for one in (out, *room)])
+                    self.hold([schedule.transfers[transfer].value], start, 3 * row + 1)
+                case Wait(transfer=transfer, cause=cause):
+                    late = max(0.0, self.copies[transfer][2] - self.now)
+                    self.stalls[cause] += late
+                    self.now += late
+                case Drop(value=value):
+                    self.hold([value], self.now, 3 * row, sign=-1)
+            is_copy = isinstance(action, Evict | Prefetch)
+            end = self.copies[action.transfer][2] if is_copy else self.now
+            self.times.append((start, end))
+        for row, action, transfer in self.leaving:
+            freed = max(self.copies[transfer][2], self.ran_until[action.after])
+            self.hold([schedule.transfers[transfer].value], freed, 3 * row, sign=-1)
+
+    def hold(self, values, at, order, sign=1):
+        for value in values:
+            self.changes.append((at, order, sign * self.trace.values[value].nbytes))
+
+    def run(self, action, row):
+        op = self.trace.ops[action.op]
+        if not action.again:
+            self.now += op.host_seconds
+        start = self.now
+        left = op.seconds
+        while left:
+            others = self.copies.values()
+            speed = np.prod([1 - drag for _, a, b, drag in others if a <= self.now < b])
+            edges = [edge for _, a, b, _ in others for edge in (a, b) if edge > self.now]
+            step = min([left / speed, *(edge - self.now for edge in edges)])
+            self.now += step
+            left -= step * speed
+        self.hold(action.takes, start, 3 * row + 1)
+        self.changes.append((start, 3 * row + 1, op.workspace))
+        self.hold(action.frees, self.now, 3 * row + 2, sign=-1)
+        self.changes.append((self.now, 3 * row + 2, -op.workspace))
+        if not action.again:
+            self.ran_until[action.op] = self.now
+        self.spans.append(Span(COMPUTE, start, self.now, action.op, action.again))
+        return start
+
+    def copy(self, transfer, after):
+        it = self.schedule.transfers[transfer]
+        lane, tier = lane_of(it.tier, inward=it.inward), self.machine.tier(it.tier)
+        link = tier.read if it.inward else tier.write
+        start = max([self.now, self.free_at[lane], *after])
+        end = start + link.seconds(it.nbytes)
+        self.free_at[lane] = end
+        self.copies[transfer] = lane, start, end, tier.drag
+        self.spans.append(Span(lane, start, end, it.value))
+        return start
+
+    @property
+    def curve(self):
+        held, points = 0, {}
+        for at, _, nbytes in sorted(self.changes):
+            held += nbytes
+            points[at] = held, max(held, points.get(at, (0, 0))[1])
+        return points
+
+    @property
+    def peak(self):
+        return max(most for _, most in self.curve.values()) + self.trace.slack
+
+
+@st.composite
+def schedules(draw):
+    problem = draw(problems())
+    plan = draw(plans(problem.trace, problem.machine))
+    inside = plan.__class__(tuple(d for d in plan.decisions if not d.gap.wraps))
+    budget = draw(st.sampled_from([problem.budget, None]))
+    return lower(problem.trace, inside, budget), problem.machine
+
+
+@given(schedules())
+def test_the_fast_simulator_and_the_plain_one_agree(case):
+    schedule, machine = case
+    fast, plain = price(schedule, machine), Plain(schedule, machine)
+    assert fast.spans == plain.spans
+    assert (fast.seconds, fast.stalls) == (plain.now, plain.stalls)
+    assert fast.peak == plain.peak
+    # The curve after the last change at each moment.
+    last = dict(zip(fast.times.tolist(), fast.total.tolist(), strict=True))
+    assert last == {at: held for at, (held, _) in plain.curve.items()}
+
+
+@given(schedules())
+def test_a_chart_depends_on_the_times_alone(case):
+    """The engine charts what it measured with the code that charts what is predicted."""
+    schedule, machine = case
+    priced, plain = price(schedule, machine), Plain(schedule, machine)
+    start, end = (np.array(column) for column in zip(*plain.times, strict=True))
+    never = np.full(len(schedule.copies), -np.inf)
+    charted = chart(schedule, Times(start, end, plain.now, plain.stalls, never))
+    assert charted.spans == priced.spans
+    assert (charted.times == priced.times).all()
+    assert (charted.resident == priced.resident).all()
+    assert (charted.traffic, charted.peak) == (priced.traffic, priced.peak)
