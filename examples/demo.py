@@ -13,9 +13,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +25,8 @@ HERE = Path(__file__).resolve().parent
 SCRIPT = HERE / "train_gpt2.py"
 OWN_NEEDS = 256 << 20
 """Bytes of address space for what the planner and its threads need beside the script."""
-NOT_PLANNED = 2  # steps that Penstock records, and others need to warm up
+RECORDED = 2  # steps before Penstock's plan runs
+WARM_UP = 1  # steps of the other runs that do not count
 console = Console()
 
 
@@ -43,12 +45,12 @@ class Row:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=5, help="in each run; 3 or more")
+    parser.add_argument("--steps", type=int, default=5, help="in each run; 4 or more")
     parser.add_argument("--layers", type=int, default=8, help="fewer for a quick look")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the reports")
     options = parser.parse_args()
-    if options.steps <= NOT_PLANNED:
-        parser.error(f"--steps {options.steps}: Penstock runs its plan from step 3 on")
+    if options.steps < 4:
+        parser.error(f"--steps {options.steps}: two steps are recorded, and two or more must count")
     demo = Demo(options.out, options.steps, options.layers)
     options.out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
@@ -61,7 +63,7 @@ def main() -> int:
     died = demo.plain_dies(limit)
 
     console.print(table(rows, died, limit, needs))
-    equal = all(row.losses == plain.losses[: len(row.losses)] for row in rows)
+    equal = all(row.losses == plain.losses for row in rows)
     console.print(
         f"{time.perf_counter() - began:.0f} s in all. Open {options.out / 'quarter.html'} in a "
         "browser to see the quarter's plan and run.",
@@ -78,18 +80,14 @@ class Demo:
 
     def plain(self) -> tuple[Row, int, int]:
         """The script as it is; with it the bytes that its step needs, and its address space."""
-        found, took = self._measured("plain", extra=1)
-        kept = max(took["peaks"][: self.steps])
-        needs = took["peaks"][-1]
-        note = f"{mib(kept)} with what the C library keeps"
-        row = Row("plain", found["losses"], self._counted(found), needs, note=note)
-        return row, needs, took["data"]
+        row, took = self._measured("plain", "plain")
+        kept = max(took["peaks"][:-1])
+        row = replace(row, note=f"{mib(kept)} with what the C library keeps")
+        return row, row.peak, took["data"]
 
     def checkpointing(self) -> Row:
-        found, took = self._measured("checkpointing", "--checkpointing", extra=1)
-        return Row(
-            "HF gradient checkpointing", found["losses"], self._counted(found), took["peaks"][-1]
-        )
+        title = "HF gradient checkpointing"
+        return self._measured("checkpointing", title, "--checkpointing")[0]
 
     def penstock(self, name: str, budget: int, limit: int | None = None) -> Row:
         """The script under `penstock run`, inside `budget` bytes."""
@@ -98,12 +96,12 @@ class Demo:
         command = ["-m", "penstock", "run", "--budget", str(budget), *options]
         self._run(name, [*command, *self._script(name)], limit)
         steps = json.loads(reports[0].read_text())["steps"]
-        planned = [step for step in steps[NOT_PLANNED:] if step["mode"] == "planned"]
+        planned = [step for step in steps[RECORDED:] if step["mode"] == "planned"]
         found = self._result(name)
         return Row(
             f"Penstock, {mib(budget)}",
             found["losses"],
-            self._counted(found),
+            found["seconds"][RECORDED:],
             max(step["peak"] for step in steps),
             max(step["predicted_peak"] for step in planned),
             median(step["predicted_seconds"] for step in planned),
@@ -116,21 +114,21 @@ class Demo:
         last = (errors.strip().splitlines() or [""])[-1]
         return last if "can't allocate memory" in last else ""
 
-    def _measured(self, name: str, *options: str, extra: int) -> tuple[dict, dict]:
-        took = self.out / f"{name}.memory.json"
-        command = [str(HERE / "measured.py"), str(took), str(self.steps)]
-        self._run(name, [*command, *self._script(name, *options, extra=extra)])
-        return self._result(name), json.loads(took.read_text())
+    def _measured(self, name: str, title: str, *options: str) -> tuple[Row, dict[str, Any]]:
+        """A run without Penstock, whose last step tells what it needs and does not count."""
+        out = self.out / f"{name}.memory.json"
+        command = [str(HERE / "measured.py"), str(out), str(self.steps - 1)]
+        self._run(name, [*command, *self._script(name, *options)])
+        found, took = self._result(name), json.loads(out.read_text())
+        counted = found["seconds"][WARM_UP:-1]
+        return Row(title, found["losses"], counted, took["peaks"][-1]), took
 
-    def _script(self, name: str, *options: str, extra: int = 0) -> list[str]:
-        size = ["--steps", str(self.steps + extra), "--layers", str(self.layers)]
+    def _script(self, name: str, *options: str) -> list[str]:
+        size = ["--steps", str(self.steps), "--layers", str(self.layers)]
         return [str(SCRIPT), *size, "--out", str(self.out / f"{name}.losses.json"), *options]
 
-    def _result(self, name: str) -> dict:
+    def _result(self, name: str) -> Any:
         return json.loads((self.out / f"{name}.losses.json").read_text())
-
-    def _counted(self, found: dict) -> list[float]:
-        return found["seconds"][NOT_PLANNED : self.steps]
 
     def _run(
         self,
@@ -189,7 +187,7 @@ def table(rows: Sequence[Row], died: str, limit: int, needs: int) -> Table:
             "" if row.predicted_seconds is None else f"{row.predicted_seconds:.2f} s",
             f"{seconds:.2f} s",
             f"{seconds / median(plain.seconds):.3f}x",
-            "equal" if row.losses == plain.losses[: len(row.losses)] else "NOT EQUAL",
+            "equal" if row.losses == plain.losses else "NOT EQUAL",
             row.note,
         )
     outcome = died or "it lived, which it should not"
