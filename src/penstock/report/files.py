@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,17 @@ class ReportingSession(Session):
         self._reports = tuple(reports)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the reports; `path` is the first of them."""
+        """Write the reports; `path` is the first of them.
+
+        A training that has ended well, or with an error of its own, is not to end with one of ours
+        because the disk has filled since `check`: that is a warning.
+        """
         body = document(self)
         for each in self._reports or (Path(path),):
-            write(each, body)
+            try:
+                write(each, body)
+            except OSError as error:
+                warnings.warn(f"cannot write report {each}: {error.strerror}", stacklevel=2)
 
 
 def check(path: Path) -> None:

@@ -1,0 +1,186 @@
+"""`penstock trace`, `plan`, `simulate`, `compare`, `policies`: one recorded step, many questions."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from command import Penstock
+from penstock import policies
+from penstock.ir.machine import Machine
+from penstock.ir.plan import Plan
+from penstock.ir.store import load, load_trace, save
+from penstock.ir.text import parse
+from penstock.ir.timeline import Timeline
+
+COMMANDS = ("run", "trace", "plan", "simulate", "compare", "policies")
+
+
+# Four layers of 16 MiB: h1 to h3 lie idle until backward, 64 MiB are held at once.
+STEP = """
+    f a   x:I1M  -> h1:A16M!  10s
+    f b   h1     -> h2:A16M!  10s
+    f c   h2     -> h3:A16M!  10s
+    f d   h3     -> h4:A16M!  10s
+    b d'  h3 h4  -> g3:T1M    10s
+    b c'  h2 g3  -> g2:T1M    10s
+    b b'  h1 g2  -> g1:T1M    10s
+"""
+
+
+@pytest.fixture
+def trace(tmp_path: Path, machine: Machine) -> Path:
+    """That step on the machine with round numbers, as a file."""
+    path = tmp_path / "step.trace"
+    save(path, parse(STEP), machine)
+    return path
+
+
+def test_help_names_every_command(penstock: Penstock) -> None:
+    ended = penstock("--help")
+    assert ended.code == 0
+    assert all(f" {command} " in ended.out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(penstock: Penstock, command: str) -> None:
+    ended = penstock(command, "--help")
+    assert ended.code == 0
+    assert f"penstock {command}" in ended.out
+
+
+def test_a_misspelt_command_is_refused(penstock: Penstock) -> None:
+    ended = penstock("rum")
+    assert ended.code == 2
+    assert "No such command 'rum'" in ended.err
+
+
+def test_a_trace_is_a_whole_step_with_its_machine(
+    script: Path, tmp_path: Path, penstock: Penstock
+) -> None:
+    out, losses = tmp_path / "step.trace", tmp_path / "losses"
+    ended = penstock("trace", "-o", out, script, losses, 9)
+    assert ended.code == 0, ended.err
+    assert not losses.exists()  # the script was stopped after the recorded step
+    recorded, machine = load_trace(out)
+    assert {op.phase for op in recorded.ops} == {"forward", "backward", "optimizer"}
+    assert recorded.label == "train"
+    assert f"{len(recorded.ops)} ops" in ended.out
+    assert machine is not None and [tier.name for tier in machine.tiers] == ["disk"]
+
+
+def test_a_trace_without_a_whole_step_is_an_error(
+    script: Path, tmp_path: Path, penstock: Penstock
+) -> None:
+    out = tmp_path / "step.trace"
+    ended = penstock("trace", "-o", out, script, tmp_path / "losses", 1)
+    assert ended.code == 1
+    assert "ended before a whole step was seen" in ended.err
+    assert not out.exists()
+
+
+def test_a_trace_that_cannot_be_written_stops_before_the_script_starts(
+    script: Path, tmp_path: Path, penstock: Penstock
+) -> None:
+    ended = penstock("trace", "-o", tmp_path / "none" / "t", script, tmp_path / "losses", 3)
+    assert ended.code == 2
+    assert "is not a directory" in ended.err
+    assert not (tmp_path / "losses").exists()
+
+
+def test_a_plan_is_written_and_priced(trace: Path, tmp_path: Path, penstock: Penstock) -> None:
+    plan, timeline = tmp_path / "plan", tmp_path / "timeline"
+    ended = penstock("plan", trace, "-b", "60%", "-o", plan, "--show")
+    assert ended.code == 0, ended.err
+    assert "predicted peak" in ended.out and "predicted step" in ended.out
+    found = load(plan)
+    assert isinstance(found, Plan) and found.decisions
+
+    ended = penstock("simulate", trace, plan, "-b", "60%", "-o", timeline)
+    assert ended.code == 0, ended.err
+    priced = load(timeline)
+    recorded, _ = load_trace(trace)
+    assert isinstance(priced, Timeline)
+    assert priced.peak <= 0.6 * recorded.peak
+
+
+def test_without_a_plan_the_step_takes_what_was_recorded(
+    trace: Path, tmp_path: Path, penstock: Penstock
+) -> None:
+    timeline = tmp_path / "timeline"
+    assert penstock("simulate", trace, "-o", timeline).code == 0
+    priced, (recorded, _) = load(timeline), load_trace(trace)
+    assert isinstance(priced, Timeline)
+    assert priced.peak == recorded.peak == 66 * 2**20  # before d' ends: x, four h, g3
+    assert priced.seconds == 70
+
+
+def test_compare_shows_each_policy_at_each_budget(trace: Path, penstock: Penstock) -> None:
+    ended = penstock("compare", trace, "-b", "60%", "-b", "90%")
+    assert ended.code == 0, ended.err
+    words = ended.out.replace("│", " ").split()
+    assert all(words.count(name) == 2 for name in policies.names())
+
+
+def test_policies_are_listed_with_what_they_do(penstock: Penstock) -> None:
+    ended = penstock("policies")
+    assert ended.code == 0
+    assert len(ended.out.splitlines()) == len(policies.names())
+
+
+def test_a_budget_below_the_least_says_what_would_do(trace: Path, penstock: Penstock) -> None:
+    ended = penstock("plan", trace, "-b", "1MiB")
+    assert ended.code == 2
+    assert "budget 1.00 MiB is too small" in ended.err and "Raise the budget to" in ended.err
+
+
+@pytest.mark.parametrize("command", ["plan", "simulate", "compare"])
+@pytest.mark.parametrize("budget", ["12 bananas", "0", "-3MiB"])
+def test_a_budget_that_makes_no_sense(
+    trace: Path, penstock: Penstock, command: str, budget: str
+) -> None:
+    ended = penstock(command, trace, f"--budget={budget}")
+    assert ended.code == 2
+    assert ended.err.startswith(f"penstock: budget '{budget}' ")
+
+
+@pytest.mark.parametrize("command", ["plan", "compare"])
+def test_an_unknown_policy_is_answered_with_those_that_exist(
+    trace: Path, penstock: Penstock, command: str
+) -> None:
+    ended = penstock(command, trace, "-b", "60%", "-p", "capuchine")
+    assert ended.code == 2
+    assert "no policy is called 'capuchine'" in ended.err
+    assert all(name in ended.err for name in policies.names())
+
+
+@pytest.mark.parametrize("command", ["plan", "simulate", "compare"])
+def test_a_damaged_trace_is_said_to_be_one(
+    trace: Path, tmp_path: Path, penstock: Penstock, command: str
+) -> None:
+    raw = trace.read_bytes()
+    newer = json.dumps({"penstock": "trace", "version": 99}).encode()
+    other = tmp_path / "plan"
+    assert penstock("plan", trace, "-b", "90%", "-o", other).code == 0
+    for content, reason in [
+        (raw[: len(raw) // 2], "is damaged, or no Penstock file"),
+        (b"\x00\x01\x02", "is damaged, or no Penstock file"),
+        (b"", "is damaged, or no Penstock file"),
+        (b"[1, 2]", "is no Penstock file"),
+        (newer, "format version 99"),
+        (other.read_bytes(), "this file holds a plan, not a trace"),
+    ]:
+        damaged = tmp_path / "damaged"
+        damaged.write_bytes(content)
+        ended = penstock(command, damaged, "-b", "60%")
+        assert ended.code == 2
+        assert reason in ended.err and str(damaged) in ended.err
+
+
+def test_files_of_the_wrong_kind_are_refused(trace: Path, penstock: Penstock) -> None:
+    ended = penstock("simulate", trace, trace)
+    assert ended.code == 2 and "holds a trace, not a plan" in ended.err
+    ended = penstock("plan", trace, "-b", "60%", "-m", trace)
+    assert ended.code == 2 and "holds a trace, not a machine" in ended.err
+    ended = penstock("plan", trace.parent / "none", "-b", "60%")
+    assert ended.code == 2 and "cannot read" in ended.err
