@@ -20,15 +20,21 @@ _POINTS = 1000
 def document(session: Session) -> Json:
     """A session's report. `predicted` and `measured` are None for what has not happened."""
     trace, found, measured = session.trace, session.outcome, session.measured
-    held = None if trace is None or measured is None else _run(trace, measured)
-    if held is not None:
-        held["held"] = _samples(session.samples)
+    held = None
+    if trace is not None and measured is not None and _is_of(measured, trace):
+        held = {**_run(trace, measured), "held": _samples(session.samples)}
     return {
         **session.summary(),
         "tiers": [{"name": tier.name, "budget": tier.capacity} for tier in session.machine.tiers],
         "predicted": None if trace is None or found is None else _run(trace, found.timeline),
         "measured": held,
     }
+
+
+def _is_of(timeline: Timeline, trace: Trace) -> bool:
+    """Is this a run of that step? The last one measured may have had another shape."""
+    first = (timeline.span_lane == 0) & ~timeline.span_again
+    return bool(np.array_equal(timeline.span_ref[first], np.arange(len(trace.ops))))
 
 
 def _run(trace: Trace, timeline: Timeline) -> Json:

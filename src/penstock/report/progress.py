@@ -3,6 +3,7 @@
 from rich.console import Console
 
 from penstock.errors import mib
+from penstock.ir.plan import Plan
 from penstock.ir.trace import Trace
 from penstock.report.table import forecast, step_line
 from penstock.session import Session, StepReport
@@ -20,7 +21,7 @@ class Progress:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._session: Session | None = None
-        self._told: Outcome | None = None
+        self._told: Plan | None = None
 
     def follow(self, session: Session) -> None:
         """Begin: `session` is the one whose callbacks are `recorded` and `step`."""
@@ -39,20 +40,20 @@ class Progress:
         session = self._session
         if session is None or not self._console.is_terminal:
             return
-        found = session.outcome
-        if report.mode == "planned" and found is not None and found is not self._told:
-            self._announce(session, found)
-        self._console.print(step_line(report, session.engine.budget), markup=False, soft_wrap=True)
+        line = step_line(report, session.engine.budget)
+        self._console.print(line, markup=False, soft_wrap=True)
+        if report.mode == "planned" and session.outcome is not None:
+            self._announce(session, session.outcome)
 
     def _announce(self, session: Session, found: Outcome) -> None:
+        """Tell of a plan once: in full the first that a step has taught, then what changes."""
         if self._told is None and session.trace is not None:
             table = forecast(session.trace, session.machine, session.engine.budget, found)
             self._console.print(table)
-            self._say("running")
-        else:
+        elif found.plan is not self._told:
             peak, seconds = found.timeline.peak, found.timeline.seconds
             self._say(f"planned again: predicted peak {mib(peak)}, step {seconds:.3f} s")
-        self._told = found
+        self._told = found.plan
 
     def _say(self, text: str) -> None:
         if self._console.is_terminal:
