@@ -1,0 +1,141 @@
+"""Training runs for the tests, each in a process of its own: plain PyTorch, then a session."""
+
+import gc
+import hashlib
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from penstock.session import StepReport, _settle, fit
+from penstock.simulate.least import least_budget
+from penstock.zoo import Workload, workload
+
+__all__ = ["DEVICES", "MIB", "Compared", "apart", "compare", "digest", "settle", "state_of"]
+
+MIB = 1 << 20
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.cuda,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
+        ],
+    ),
+]
+"""For `parametrize`: every device that a test can run on."""
+
+settle = _settle
+"""Call before a plain run that a session is compared with: MKL picks its vector functions at their
+first use, and two threads that use them first at once may take different ones."""
+
+_PRELOADED = ["torch._dynamo", "transformers.models.gpt2.modeling_gpt2", "penstock.session"]
+
+
+def digest(tensors: Iterable[torch.Tensor]) -> list[str]:
+    """One checksum a tensor: equal only if dtype, shape and every bit are."""
+    found = []
+    for tensor in tensors:
+        plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        about = f"{tensor.dtype} {tuple(tensor.shape)} "
+        found.append(about + hashlib.sha256(plain.numpy().data).hexdigest()[:16])
+    return found
+
+
+def state_of(load: Workload) -> list[str]:
+    """Checksums of all that training changes: parameters, buffers, optimizer state.
+
+    The optimizer's moments are sums over the gradients of all steps: no gradient can differ unseen.
+    """
+    moments = (
+        tensor
+        for optimizer in load.optimizers
+        for state in optimizer.state.values()
+        for tensor in state.values()
+        if isinstance(tensor, torch.Tensor)
+    )
+    return digest([*load.parameters(), *load.buffers(), *moments])
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A workload trained twice: plainly, and in a session."""
+
+    plain_losses: list[str]
+    losses: list[str]
+    plain_state: list[str]
+    state: list[str]
+    budget: int
+    least: int  # the smallest budget that the recorded step could meet
+    reports: list[StepReport]
+
+    @property
+    def planned(self) -> list[StepReport]:
+        return [report for report in self.reports if report.mode == "planned"]
+
+
+def compare(name: str, budget: str, steps: int, **options: Any) -> Compared:
+    """Train the zoo's workload `name` plainly, then in a session, from the same seeds.
+
+    The plain run comes first in the same process, so that what the process takes once only (pages of
+    code, thread pools, MKL's buffers) is not counted as the step's.
+    """
+    settle()
+    plain = workload(name)
+    plain_losses = digest(loss for step in range(steps) for loss in plain.step(step))
+    plain_state = state_of(plain)
+    del plain
+    gc.collect()
+    load = workload(name)
+    with fit(budget, device="cpu", **options) as session:
+        losses = [loss for step in range(steps) for loss in load.step(step)]
+    assert session.trace is not None
+    return Compared(
+        plain_losses,
+        digest(losses),
+        plain_state,
+        state_of(load),
+        session.engine.budget,
+        least_budget(session.trace).nbytes,
+        session.reports,
+    )
+
+
+def apart(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call a function of this module in a fresh process; what it raises fails the test."""
+    # Waiting threads that spin take the processor from those that work, if others use it too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_call, args=(there, function, args, options))
+    process.start()
+    there.close()
+    try:
+        result, error = here.recv()
+    except EOFError:
+        process.join()
+        pytest.fail(f"the process ended with exit code {process.exitcode}")
+    finally:
+        here.close()
+    process.join()
+    process.close()
+    if error:
+        pytest.fail(error, pytrace=False)
+    return result
+
+
+def _call(answers: Any, function: Callable[..., Any], args: Any, options: Any) -> None:
+    try:
+        answers.send((function(*args, **options), None))
+    except BaseException:
+        answers.send((None, traceback.format_exc()))
+    answers.close()

@@ -1,0 +1,66 @@
+"""Whole training loops in a session: the same bits as plain PyTorch, inside the budget."""
+
+from pathlib import Path
+
+import pytest
+
+from penstock.zoo import names
+from runs import MIB, Compared, apart, compare
+
+STEPS = 5
+"""Two are recorded, one runs the first plan, the others the plan made with what that one measured."""
+
+UNPLANNABLE = {"moe", "varying"}
+"""Their steps change, so which of them run as planned is not fixed."""
+
+# Steps of more than 100 MiB. In smaller ones a single op may need more than 60 % at once, and what
+# no step can give up (code, stacks, allocator) is a large part; the benchmark runs all at full size.
+LARGE = {"gpt2", "bert", "llama", "t5", "varying", "autocast", "accumulated", "frozen"}
+
+# What does not grow with the step: Python's objects, the stacks of the lanes' threads. It vanishes in
+# the 3 % of a step of gigabytes, but not of these.
+FIXED = 4 * MIB
+
+
+def assert_same_bits(found: Compared) -> None:
+    assert found.losses == found.plain_losses
+    assert found.state == found.plain_state
+
+
+def assert_within_budget(found: Compared) -> None:
+    assert found.least < found.budget
+    for report in found.planned:
+        over = (report.peak - found.budget) / MIB
+        assert report.peak <= found.budget * 1.03 + FIXED, f"{over:.1f} MiB over in {report}"
+
+
+@pytest.mark.parametrize("name", names())
+def test_losses_and_state_are_those_of_plain_pytorch_and_the_peak_is_in_the_budget(
+    name: str, tmp_path: Path
+) -> None:
+    found = apart(compare, name, "60%", STEPS, tier=f"disk:{tmp_path}")
+    assert_same_bits(found)
+    if name in LARGE:
+        assert_within_budget(found)
+    assert found.planned or name in UNPLANNABLE
+    assert not list(tmp_path.iterdir())
+
+
+# `verify` compares checksums of all that leaves and comes back; it takes memory for that, so the
+# peak is not looked at here.
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [
+        ("resnet", "swap-all"),
+        ("retained", "swap-all"),
+        ("bert", "chen"),
+        ("vgg-inplace", "chen"),
+        ("llama", "capuchin"),
+        ("unet", "capuchin"),
+        ("moe", "capuchin"),
+    ],
+)
+def test_no_policy_changes_a_bit(name: str, policy: str, tmp_path: Path) -> None:
+    options = {"tier": f"disk:{tmp_path}", "policy": policy, "verify": True}
+    found = apart(compare, name, "60%", STEPS, **options)
+    assert_same_bits(found)
