@@ -18,7 +18,9 @@ test-gpu: $(READY)
 	$(BIN)/python benchmarks/gpu.py
 
 bench: $(READY)
-	$(BIN)/python benchmarks/zoo.py
+	set -e; for each in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do \
+		echo "== $$each"; $(BIN)/python $$each; \
+	done
 
 # Torch first and alone, so that a failed download of the largest part is seen as what it is.
 $(READY): pyproject.toml constraints.txt

@@ -37,7 +37,9 @@ body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var
        max-width: 1200px; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem .7rem; border-bottom: 1px solid var(--line); }
+th, td { text-align: right; padding: .25rem .7rem; border-bottom: 1px solid var(--line);
+         white-space: nowrap; }
+td.text { white-space: normal; }
 th:first-child, td:first-child, td.text { text-align: left; }
 .wide { overflow-x: auto; }
 """
