@@ -78,7 +78,7 @@ def test_below_the_least_budget_no_plan_fits_and_none_says_so(name, step):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(problem=problems(), slack=st.sampled_from([0, 2**20]), data=st.data())
 def test_the_contract_holds_on_random_steps(name, problem, slack, data):
     problem = replace(problem, trace=replace(problem.trace, slack=slack))
@@ -88,18 +88,16 @@ def test_the_contract_holds_on_random_steps(name, problem, slack, data):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(problem=problems(), data=st.data())
 def test_a_given_plan_is_extended_and_never_contradicted(name, problem, data):
-    given_plan = data.draw(plans(problem.trace, problem.machine))
-    owed(policies.load(name)(), replace(problem, given=given_plan))
+    drawn = data.draw(plans(problem.trace, problem.machine))
+    owed(policies.load(name)(), replace(problem, given=Plan(drawn.recomputes)))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_budget_that_holds_everything_costs_no_time(name):
     problem = Problem(STEPS["skips"], MACHINES["fast"], 2 * STEPS["skips"].peak)
-    if name == "swap-all":
-        pytest.skip("it swaps whatever the budget: that is its method")
     assert owed(policies.load(name)(), problem).timeline.seconds == problem.trace.seconds
 
 
@@ -128,7 +126,7 @@ def test_measured_seconds_are_asked_for_where_they_are_needed(name):
         owed(policy, problem)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(problem=problems())
 def test_auto_is_at_least_as_good_as_every_other_policy(problem):
     auto = outcome(problem, policies.load("auto")()(problem))
