@@ -156,13 +156,22 @@ def test_a_script_that_is_not_there(tmp_path: Path, penstock: Penstock) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ending", "code"), [("", 0), ("sys.exit(3)", 3), ("sys.exit()", 0), ("1 / 0", 1)]
+    ("ending", "code"),
+    [
+        ("", 0),
+        ("sys.exit()", 0),
+        ("sys.exit(3)", 3),
+        ("sys.exit('too bad')", 1),
+        ("1 / 0", 1),
+        ("raise KeyboardInterrupt", 130),
+        ("os.kill(os.getpid(), signal.SIGTERM)", 143),
+    ],
 )
 def test_the_exit_code_is_the_scripts_own(
     tmp_path: Path, penstock: Penstock, ending: str, code: int
 ) -> None:
     path = tmp_path / "ends.py"
-    path.write_text(f"import sys\n{ending}\n")
+    path.write_text(f"import os, signal, sys\n{ending}\n")
     assert penstock("run", "-b", "1GiB", path).code == code
 
 
