@@ -27,7 +27,7 @@ OWN_NEEDS = 256 << 20
 """Bytes of address space for what the planner and its threads need beside the script."""
 RECORDED = 2  # steps before Penstock's plan runs
 WARM_UP = 1  # steps of the other runs that do not count
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 160)
 
 
 @dataclass(frozen=True)

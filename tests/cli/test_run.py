@@ -130,7 +130,7 @@ def test_a_budget_below_the_least_says_what_would_do(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--policy", "capuchine"], "no policy is called 'capuchine'; there are: "),
+        (["--policy", "capuchine"], "no policy is called 'capuchine'"),
         (["--policy", "keep:speed=9"], "option 'speed=9' is not known"),
         (["--tier", "moon"], "tier 'moon' is unknown; use host, disk"),
         (["--tier", "disk:/no/such/folder"], "/no/such/folder"),
