@@ -25,6 +25,8 @@ HERE = Path(__file__).resolve().parent
 SCRIPT = HERE / "train_gpt2.py"
 OWN_NEEDS = 256 << 20
 """Bytes of address space for what the planner and its threads need beside the script."""
+PLAIN_PAGES = {"THP_MEM_ALLOC_ENABLE": "0"}
+"""Penstock asks torch for huge pages; a plain run is to stay what it is, also when measured."""
 RECORDED = 2  # steps before Penstock's plan runs
 WARM_UP = 1  # steps of the other runs that do not count
 console = Console(width=None if sys.stdout.isatty() else 160)
@@ -154,6 +156,7 @@ class Demo:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            env=PLAIN_PAGES | os.environ if "penstock" not in arguments else None,
             preexec_fn=None if limit is None else confine,  # noqa: PLW1509  (no threads here)
         )
         if limit is not None:
