@@ -35,12 +35,14 @@ def owed(policy, problem):
     check(problem.trace, plan, problem.machine)
     assert set(problem.given.decisions) <= set(plan.decisions), "decisions already taken stay"
     found = outcome(problem, plan)
-    peak = found.timeline.peak
-    if found.shortfall == 0:
-        assert peak <= problem.budget
-    else:
-        assert peak <= problem.budget + found.shortfall
+    if found.shortfall:
         assert 0 <= found.schedule.worst < len(problem.trace.ops)
+        enough = problem.budget + found.shortfall
+        mended = outcome(replace(problem, budget=enough), plan)
+        assert mended.shortfall == 0
+        assert mended.timeline.peak <= enough
+    else:
+        assert found.timeline.peak <= problem.budget
     return found
 
 
