@@ -27,8 +27,8 @@ from penstock.dispatch.resident import (
     meter_for,
 )
 from penstock.engine.engine import Engine
+from penstock.engine.log import Log
 from penstock.engine.mount import mount
-from penstock.engine.program import Program, compile_program
 from penstock.engine.residency import MountedTier
 from penstock.errors import BudgetError, UsageError
 from penstock.ir.machine import Machine
@@ -37,6 +37,7 @@ from penstock.ir.policy import Policy, Problem
 from penstock.ir.text import parse
 from penstock.ir.timeline import Timeline
 from penstock.ir.trace import Trace
+from penstock.planner import Course, Planner
 from penstock.record.machine import describe
 from penstock.record.step import Recorder, Recording
 from penstock.simulate.least import least_budget
@@ -44,9 +45,6 @@ from penstock.sizes import Share, parse_budget, parse_size
 from penstock.solve.best import Outcome, outcome
 
 __all__ = ["Session", "StepReport", "fit"]
-
-_REMEMBERED = 32
-"""Programs kept for other shapes of the step."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +131,6 @@ class Session:
         self.policy_name = policy if isinstance(policy, str) else type(policy).__name__
         self.device = _device(device)
         self.reports: list[StepReport] = []
-        self.trace: Trace | None = None
-        self.outcome: Outcome | None = None
         self._tier = tier
         self._host_budget = None if host_budget is None else parse_size(host_budget, "host budget")
         self._disk_budget = None if disk_budget is None else parse_size(disk_budget, "disk budget")
@@ -143,14 +139,13 @@ class Session:
         self._verify = verify
         self._on_recorded = on_recorded
         self._base_at_first_tensor = base_at_first_tensor
-        self._charted = report is not None
+        self._charted = report is not None  # every step, not only the first planned ones
         self._optimizers: list[int] = []  # ids, in the order in which they were first seen
         self.measured: Timeline | None = None  # of the last charted step
         self.samples: list[tuple[float, int]] = []  # of the same: seconds, bytes held
         self._recording = True
-        self._refining = False  # the next planned step is measured, to plan better
-        self._recorded: Recording | None = None
-        self._programs: list[Program] = []
+        self._recorded: Trace | None = None
+        self._course: Course | None = None  # of the step that was followed last
         self._replans = 0
         self._patience = 0  # steps to wait before the next recording
 
@@ -167,7 +162,7 @@ class Session:
         mounted = mount(self._tier, self.device, self._host_budget, self._disk_budget)
         try:
             facts = tuple(one.store.probe() for one in mounted)
-            self.machine: Machine = describe(self.device, facts)
+            self._planner = Planner(self.policy, describe(self.device, facts))
             base = self.meter.resident() - (live_tensor_bytes(self.device) if on_cpu else 0)
             self.engine = Engine(
                 self.device,
@@ -238,49 +233,63 @@ class Session:
             self.engine.begin_step(self._recorder.run)
         else:
             self.engine.tolerant = False
-            self.engine.begin_step(charted=self._refining or self._charted)
+            young = any(course.is_young for course in self._planner.courses)
+            self.engine.begin_step(charted=young or self._charted)
         self.meter.reset_peak()
         self._began = time.perf_counter()
 
     def _end(self, *, complete: bool = True) -> None:
         seconds = time.perf_counter() - self._began
         peak = self.meter.peak() - self.engine.base - self.engine.footprint()
-        log = self.engine.log if self.engine.is_following else None
+        followed = self.engine.program if self.engine.is_following else None
+        log = self.engine.log if followed is not None else None
         self.engine.end_step()
         happened = self.engine.happened
-        if log is not None:
-            self.measured, self.samples = log.chart(seconds, happened.stalls), log.samples
         recorded = self._recording
-        planned = not recorded and self.engine.program is not None
-        self._tell(
-            StepReport(
-                len(self.reports) + 1,
-                "recorded" if recorded else "planned" if planned else "on demand",
-                seconds,
-                peak,
-                self.outcome.timeline.seconds if planned and self.outcome else None,
-                self.outcome.timeline.peak if planned and self.outcome else None,
-                {
-                    **{str(c): s for c, s in happened.stalls.items()},
-                    "fetch": happened.fetch_seconds,
-                },
-                {
-                    lane: moved - self._traffic.get(lane, 0)
-                    for lane, moved in self.engine.manager.statistics.traffic.items()
-                },
-                self.outcome.plan.counts() if planned and self.outcome else {},
-                tuple(happened.events),
-            )
+        moved = self.engine.manager.statistics.traffic.items()
+        report = StepReport(
+            len(self.reports) + 1,
+            "recorded" if recorded else "on demand" if followed is None else "planned",
+            seconds,
+            peak,
+            stalls={
+                **{str(c): s for c, s in happened.stalls.items()},
+                "fetch": happened.fetch_seconds,
+            },
+            traffic={lane: nbytes - self._traffic.get(lane, 0) for lane, nbytes in moved},
         )
+        if followed is not None:
+            report = replace(
+                report,
+                predicted_seconds=followed.predicted.seconds,
+                predicted_peak=followed.predicted.peak,
+                decisions=followed.plan.counts(),
+            )
         if recorded:
+            self._tell(replace(report, events=tuple(happened.events)))
             self._take(self._recorder.end(slack=self._slack()), complete=complete)
-        elif any(event.startswith("fallback") for event in happened.events):
+            return
+        if any(event.startswith("fallback") for event in happened.events):
             self._step_changed()
-        elif self._refining and log is not None and self._recorded is not None:
-            # What the ops took under the plan says more than what they took while recording.
-            self._refining = False
-            self.machine = log.rates(self.machine)
-            self._plan(replace(self._recorded, trace=log.refine(self._recorded.trace)))
+        elif (course := self._planner.course_of(followed)) is not None:
+            self._learn(course, log, report)
+        self._tell(replace(report, events=tuple(happened.events)))
+
+    def _learn(self, course: Course, log: Log | None, report: StepReport) -> None:
+        """A planned step ran as planned: what does it say about the next one?"""
+        happened, budget = self.engine.happened, self.engine.budget
+        self._course = course
+        if log is not None:
+            self.measured, self.samples = log.chart(report.seconds, happened.stalls), log.samples
+            if course.is_young:
+                self._planner.learn(
+                    course, log, self.measured, report.peak, happened.lacked, budget
+                )
+                self._follow(course)
+                return
+        if self._planner.correct(course, max(happened.lacked, report.peak - budget), budget):
+            happened.note("re-plan: the step took more memory than planned")
+            self._follow(course)
 
     def _take(self, recording: Recording, *, complete: bool) -> None:
         """A step was recorded: can it fit at all, and if it was a whole one, plan it."""
@@ -293,29 +302,35 @@ class Session:
         if not complete:
             return
         self.engine.budget = budget
-        self.trace = trace
+        self._recorded, self._recording = trace, False
         if self._on_recorded is not None:
             self._on_recorded(trace)
-        self._recorded, self._recording = recording, False
-        self._refining = True
-        self._plan(recording)
+        course = self._planner.plan(recording, budget)
+        # Planning leaves books behind, which are part of what the process holds.
+        self._planner.weigh(course, self._slack(), budget)
+        self._follow(course)
 
-    def _plan(self, recording: Recording) -> None:
-        problem = Problem(recording.trace, self.machine, self.engine.budget)
-        policies.require(self.policy, problem)
-        plan = self.policy(problem)
-        self.trace = recording.trace
-        self.outcome = found = outcome(problem, plan)
-        program = compile_program(
-            recording.funcs, plan, found.schedule, found.timeline, recording.initial
-        )
-        known = [
-            other
-            for other in self._programs
-            if other.funcs != program.funcs or other.marked_sizes != program.marked_sizes
-        ]
-        self._programs = [program, *known][:_REMEMBERED]
-        self.engine.follow_program(program, self._programs[1:])
+    def _follow(self, course: Course) -> None:
+        self._course = course
+        others = [other.program for other in self._planner.courses if other is not course]
+        self.engine.follow_program(course.program, others)
+
+    # -- what is known -----------------------------------------------------------------------
+
+    @property
+    def machine(self) -> Machine:
+        """The device and its tiers, with the link rates measured last."""
+        return self._planner.machine
+
+    @property
+    def trace(self) -> Trace | None:
+        """The step that was followed last, with what was learnt of it; None: none was recorded."""
+        return self._recorded if self._course is None else self._course.recording.trace
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """The plan for it, spelled out and priced."""
+        return None if self._course is None else self._course.outcome
 
     def _step_changed(self) -> None:
         """The last step left the recorded path: record the next one, but not for ever."""

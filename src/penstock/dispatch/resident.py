@@ -22,7 +22,7 @@ __all__ = [
 
 _PAGE = os.sysconf("SC_PAGESIZE")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
-RETURNED_FROM = 256 * 1024
+RETURNED_FROM = 64 * 1024
 """Blocks of at least this many bytes go back to the system as soon as they are freed."""
 
 

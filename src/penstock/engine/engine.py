@@ -29,7 +29,7 @@ from penstock.engine.lanes import Copy
 from penstock.engine.lineage import Call, capture, fresh_storages, run_again
 from penstock.engine.log import Log
 from penstock.engine.needs import output_bytes
-from penstock.engine.program import BOUND_FROM, Instruction, Lineage, Pass, Program
+from penstock.engine.program import Instruction, Lineage, Pass, Program
 from penstock.engine.residency import MountedTier, Place, ResidencyManager, Resident
 from penstock.errors import BudgetError, TierError
 from penstock.ir.schedule import (
@@ -49,6 +49,8 @@ Execute = Callable[[OpOverload, tuple[Any, ...], dict[str, Any]], Any]
 
 _SMALL = 64 * 1024
 """Storages below this are never moved: the copy costs more than the bytes are worth."""
+_UNKNOWN_NEED = 1 << 20
+"""Bytes to make room for when a failed allocation does not say how many it wanted."""
 _FOREVER = 1 << 62
 _NOTHING = Instruction()
 
@@ -62,6 +64,7 @@ class Happened:
     events: list[str] = field(default_factory=list)  # fallback, retry, replan ...
     overrun: int = 0  # bytes by which the budget was missed because nothing was left to evict
     overrun_op: str = ""
+    lacked: int = 0  # bytes that the plan had room for and the device did not
     followed: int = 0  # ops that ran as recorded
     served: int = 0
 
@@ -160,6 +163,8 @@ class Engine:
         self._instructions = program.instructions
         self._index = index
         self.handler = self.follow
+        if self.log is not None and self.log.schedule is not program.schedule:
+            self.log = Log(program.schedule, self.log.began)
         for value, ref in program.initial.items():
             storage = ref()
             if storage is not None:
@@ -234,6 +239,7 @@ class Engine:
         if instruction.need and self.device.type == "cpu":
             lacking = self.used() + instruction.need - self.budget
             if lacking > self.budget // 100:
+                self.happened.lacked = max(self.happened.lacked, lacking)
                 self._in_use = self._keys(args, kwargs)
                 self._evict_most_distant(lacking, index)
         sources: list[UntypedStorage] | None = None
@@ -772,5 +778,5 @@ def _bytes_wanted(error: BaseException) -> int | None:
     if found := _WANTED_CPU.search(str(error)):
         return int(found[1])
     if isinstance(error, torch.OutOfMemoryError):
-        return BOUND_FROM
+        return _UNKNOWN_NEED
     return None

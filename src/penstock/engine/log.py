@@ -4,12 +4,12 @@ from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from penstock.engine.lanes import Copy
 from penstock.ir.machine import Link, Machine
 from penstock.ir.schedule import Cause, Schedule, Verb
 from penstock.ir.timeline import Timeline, lane_of
-from penstock.ir.trace import Op, Trace
 from penstock.simulate.chart import Times, chart
 
 __all__ = ["Log"]
@@ -51,20 +51,17 @@ class Log:
         times = Times(start - self.began, end - self.began, seconds, stalls, earlier)
         return chart(self.schedule, times)
 
-    def refine(self, trace: Trace) -> Trace:
-        """The trace with the seconds that its ops took in this step."""
+    def seconds(self) -> NDArray[np.float64]:
+        """Ops x (own, host) seconds in this step; NaN for an op that was not seen."""
+        found = np.full((len(self._row_of), 2), np.nan)
         verbs, subjects = self.schedule.verb.tolist(), self.schedule.subject.tolist()
-        ops: list[Op] = list(trace.ops)
         left = self.began  # when the compute lane was last busy or waiting
-        for row, (verb, subject) in enumerate(zip(verbs, subjects, strict=True)):
-            if row not in self.times:
-                continue
+        for row in sorted(self.times):
             begun, ended = self.times[row]
-            if verb == Verb.RUN:
-                host = max(0.0, begun - left)
-                ops[subject] = replace(ops[subject], seconds=ended - begun, host_seconds=host)
+            if verbs[row] == Verb.RUN:
+                found[subjects[row]] = ended - begun, max(0.0, begun - left)
             left = ended
-        return replace(trace, ops=tuple(ops))
+        return found
 
     def rates(self, machine: Machine) -> Machine:
         """The machine with the bandwidths that its links had in this step, beside compute."""

@@ -18,8 +18,9 @@ from penstock.ir.trace import Kind, OpIndex, Trace, ValueId
 
 __all__ = ["Instruction", "Lineage", "Pass", "Program", "compile_program"]
 
-BOUND_FROM = 1 << 20
-"""Values of at least this many bytes are always known to the engine, in case it must evict more."""
+_BOUND_SHARE = 256
+"""Values of at least this part of the budget are always known to the engine, in case it must evict
+more than was planned; none under 64 KiB, all from 1 MiB on."""
 _GRAM = 5
 
 
@@ -69,6 +70,7 @@ class Program:
     schedule: Schedule
     predicted: Timeline
     initial: dict[ValueId, StorageRef]
+    bound_from: int  # bytes: values at least so large are known to the engine
     lineages: dict[ValueId, Lineage] = field(default_factory=dict)
 
     @cached_property
@@ -77,7 +79,7 @@ class Program:
         found: list[tuple[int, ValueId]] = []
         for op in self.trace.ops:
             for value in self.trace.fresh[op.index]:
-                if self.trace.values[value].nbytes >= BOUND_FROM:
+                if self.trace.values[value].nbytes >= self.bound_from:
                     found.append((op.index, value))
             if len(found) >= 8:
                 break
@@ -118,7 +120,8 @@ def compile_program(
     repeated = {op for line in lineages.values() for op in line.ops}
     bound = {decision.gap.value for decision in plan.decisions}
     bound.update(source for line in lineages.values() for source in line.sources)
-    bound.update(v.id for v in trace.values if v.nbytes >= BOUND_FROM)
+    bound_from = min(max((schedule.budget or 1 << 30) // _BOUND_SHARE, 64 << 10), 1 << 20)
+    bound.update(v.id for v in trace.values if v.nbytes >= bound_from)
     instructions: list[Instruction | None] = []
     for op, around in zip(trace.ops, schedule.around, strict=True):
         fresh = sum(trace.values[v].nbytes for v in trace.fresh[op.index])
@@ -139,11 +142,19 @@ def compile_program(
             op.index in repeated,
             op.random,
             bool(facts.mutates),
-            need if need >= BOUND_FROM else 0,
+            need if need >= bound_from else 0,
         )
         instructions.append(None if instruction == Instruction() else instruction)
     return Program(
-        tuple(funcs), tuple(instructions), trace, plan, schedule, predicted, initial, lineages
+        tuple(funcs),
+        tuple(instructions),
+        trace,
+        plan,
+        schedule,
+        predicted,
+        initial,
+        bound_from,
+        lineages,
     )
 
 

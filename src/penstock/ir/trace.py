@@ -1,7 +1,8 @@
 """One training step as data: its ops, the values they read and write, and what each cost."""
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from itertools import pairwise
@@ -294,8 +295,24 @@ class Trace:
         where = f", {it.module}" if it.module else ""
         return f"op {op} ({it.name}{where})"
 
+    def relearnt(self, slack: int, seconds: NDArray[np.float64]) -> Self:
+        """This step as it was measured again: its slack, and ops x (own, host) seconds.
+
+        NaN leaves what was known; so does an array without rows.
+        """
+        learnt = seconds.tolist() or [(math.nan, math.nan)] * len(self.ops)
+        ops = tuple(
+            replace(
+                op,
+                seconds=op.seconds if math.isnan(own) else own,
+                host_seconds=op.host_seconds if math.isnan(host) else host,
+            )
+            for op, (own, host) in zip(self.ops, learnt, strict=True)
+        )
+        return replace(self, ops=ops, slack=slack)
+
     def relabelled(self, label: str) -> Self:
-        return type(self)(self.ops, self.values, self.device, label, self.slack, self.versions)
+        return replace(self, label=label)
 
 
 def _faults(ops: Sequence[Op], values: Sequence[Value]) -> Iterator[str]:

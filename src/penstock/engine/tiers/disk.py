@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import UntypedStorage
@@ -34,6 +34,8 @@ __all__ = ["DiskStore", "free_bytes"]
 _BLOCK = 4096
 _CHUNK = 8 << 20
 """One system call moves at most this much: large enough for bandwidth, small enough to cancel."""
+_BOUNCE = 1 << 20
+"""Bytes of a bounce buffer. They count against the budget."""
 _GROWTH = 256 << 20
 _PROBE = 64 << 20
 
@@ -56,6 +58,8 @@ class DiskStore:
         self.capacity = free_bytes(self.directory) if capacity is None else capacity
         self._file, self.is_direct = _open_nameless(self.directory)
         self._extents = Extents(_BLOCK)
+        # One for each lane and one for the probe, resident from the start: before the budget counts.
+        self._bounces = [_resident_block(_BOUNCE) for _ in range(3)]
         self._local = threading.local()
 
     def reserve(self, nbytes: int) -> Extent:
@@ -81,7 +85,7 @@ class DiskStore:
         extent: Extent,
         is_cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        for offset, nbytes in _chunks(source.nbytes()):
+        for offset, nbytes in _chunks(source):
             if is_cancelled():
                 raise Cancelled
             with _Window(self._bounce(), source, offset, nbytes) as window:
@@ -89,7 +93,7 @@ class DiskStore:
                 self._transfer(os.pwritev, window.memory, extent.offset + offset, "write")
 
     def read(self, extent: Extent, target: UntypedStorage) -> None:
-        for offset, nbytes in _chunks(target.nbytes()):
+        for offset, nbytes in _chunks(target):
             with _Window(self._bounce(), target, offset, nbytes) as window:
                 self._transfer(os.preadv, window.memory, extent.offset + offset, "read")
                 window.deliver()
@@ -133,7 +137,8 @@ class DiskStore:
 
     def _bounce(self) -> mmap.mmap:
         if not hasattr(self._local, "buffer"):
-            self._local.buffer = mmap.mmap(-1, _CHUNK)
+            # A thread takes one for good; a forked child's may need more.
+            self._local.buffer = self._bounces.pop() if self._bounces else _resident_block(_BOUNCE)
         buffer: mmap.mmap = self._local.buffer
         return buffer
 
@@ -168,6 +173,12 @@ class DiskStore:
         return TierError(
             f"the disk tier under {self.directory} {what}: {os.strerror(error.errno or 0)} ({advice})"
         )
+
+
+def _resident_block(nbytes: int) -> mmap.mmap:
+    block = mmap.mmap(-1, nbytes)
+    block.write(bytes(nbytes))
+    return block
 
 
 def _open_nameless(directory: str) -> tuple[int, bool]:
@@ -217,8 +228,20 @@ def _takes_direct_writes(file: int) -> bool:
             return True  # a full disk is reported where space is reserved
 
 
-def _chunks(nbytes: int) -> list[tuple[int, int]]:
-    return [(offset, min(_CHUNK, nbytes - offset)) for offset in range(0, nbytes, _CHUNK)]
+def _chunks(storage: UntypedStorage) -> Iterator[tuple[int, int]]:
+    """Offsets and sizes, each moved by one system call: whole blocks in place, the rest bounces."""
+    nbytes, offset = storage.nbytes(), 0
+    if _is_aligned(storage, 0):
+        whole = nbytes - nbytes % _BLOCK
+        for offset in range(0, whole, _CHUNK):
+            yield offset, min(_CHUNK, whole - offset)
+        offset = whole
+    for begin in range(offset, nbytes, _BOUNCE):
+        yield begin, min(_BOUNCE, nbytes - begin)
+
+
+def _is_aligned(storage: UntypedStorage, offset: int) -> bool:
+    return storage.device.type == "cpu" and (storage.data_ptr() + offset) % _BLOCK == 0
 
 
 class _Window:
@@ -234,9 +257,7 @@ class _Window:
         self._storage, self._offset, self._nbytes = storage, offset, nbytes
         self._bytes = byte_view(storage)[offset : offset + nbytes]
         address = self._bytes.data_ptr()
-        self._in_place = (
-            storage.device.type == "cpu" and address % _BLOCK == 0 and nbytes % _BLOCK == 0
-        )
+        self._in_place = _is_aligned(storage, offset) and nbytes % _BLOCK == 0
         whole_blocks = -(-nbytes // _BLOCK) * _BLOCK
         if self._in_place:
             self.memory = memoryview((ctypes.c_char * nbytes).from_address(address)).cast("B")
@@ -250,12 +271,25 @@ class _Window:
         self.memory.release()
 
     def fetch(self) -> None:
-        if not self._in_place:
+        if self._in_place:
+            return
+        if self._bytes.device.type == "cpu":
+            # On one thread and without the interpreter lock, unlike torch's own copy.
+            ctypes.memmove(_address(self.memory), self._bytes.data_ptr(), self._nbytes)
+        else:
             self._staged().copy_(self._bytes)
 
     def deliver(self) -> None:
-        if not self._in_place:
+        if self._in_place:
+            return
+        if self._bytes.device.type == "cpu":
+            ctypes.memmove(self._bytes.data_ptr(), _address(self.memory), self._nbytes)
+        else:
             self._bytes.copy_(self._staged())
 
     def _staged(self) -> torch.Tensor:
         return torch.frombuffer(self.memory, dtype=torch.uint8, count=self._nbytes)
+
+
+def _address(memory: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))

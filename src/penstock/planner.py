@@ -1,0 +1,133 @@
+"""What a session knows of each shape of the step, and the plans that it makes of it.
+
+A step is planned from what its recording measured. Then a few planned steps are charted: what ops
+take beside copies, how fast the links are under load, how many bytes the allocator holds beyond
+values. From the first chart a new plan is made, from the others a better prediction of the same one.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock import policies
+from penstock.engine.log import Log
+from penstock.engine.program import Program, compile_program
+from penstock.ir.machine import Machine
+from penstock.ir.policy import Policy, Problem
+from penstock.ir.timeline import Timeline
+from penstock.record.step import Recording
+from penstock.solve.best import Outcome, outcome
+
+__all__ = ["Course", "Planner"]
+
+CHARTED = 3
+"""Planned steps of each shape that are measured op by op."""
+_CORRECTIONS = 6
+"""Later plans for one shape, made because the device held more than was planned."""
+_REMEMBERED = 32
+"""Shapes of the step that are kept."""
+
+
+@dataclass(eq=False)
+class Course:
+    """One shape of the step: its recording, what measured steps taught, the plan in force."""
+
+    recording: Recording
+    slack: int  # bytes held beyond values
+    outcome: Outcome
+    program: Program
+    seconds: list[NDArray[np.float64]] = field(default_factory=list)  # by chart: ops x (own, host)
+    corrections: int = 0
+
+    @property
+    def is_young(self) -> bool:
+        return len(self.seconds) < CHARTED
+
+
+class Planner:
+    """Plans recorded steps for one policy, and plans again as it learns."""
+
+    def __init__(self, policy: Policy, machine: Machine) -> None:
+        self.policy, self.machine = policy, machine
+        self.courses: list[Course] = []  # latest first
+
+    def plan(self, recording: Recording, budget: int) -> Course:
+        """Plan a step that was just recorded. Raises `NeedError` if the policy lacks something."""
+        slack = recording.trace.slack
+        found = self._solve(Problem(recording.trace, self.machine, budget))
+        course = Course(recording, slack, found, _compiled(recording, found))
+        others = [other for other in self.courses if not _same_shape(other, course)]
+        self.courses = [course, *others][:_REMEMBERED]
+        return course
+
+    def course_of(self, program: Program | None) -> Course | None:
+        return next((course for course in self.courses if course.program is program), None)
+
+    def learn(
+        self, course: Course, log: Log, measured: Timeline, peak: int, lacked: int, budget: int
+    ) -> None:
+        """A step of `course` was followed and charted; the device held `peak` bytes at most."""
+        is_first = not course.seconds
+        course.seconds.append(log.seconds())
+        self.machine = log.rates(self.machine)
+        if lacked:  # something was evicted that the plan had room for: it had less
+            course.slack += lacked
+        else:
+            course.slack = max(0, course.slack + peak - measured.peak)
+        self._plan_again(course, budget, keep=not is_first and not lacked)
+
+    def weigh(self, course: Course, slack: int, budget: int) -> None:
+        """The device holds `slack` bytes beyond values now: does that change what was planned?"""
+        if slack - course.slack > budget // 200:
+            course.slack = slack
+            self._plan_again(course, budget, keep=True)
+
+    def correct(self, course: Course, excess: int, budget: int) -> bool:
+        """A step of `course` needed `excess` bytes more than planned: should the plan be new?"""
+        if excess <= budget // 100 or course.corrections >= _CORRECTIONS:
+            return False
+        course.corrections += 1
+        course.slack += excess
+        self._plan_again(course, budget, keep=False)
+        return True
+
+    def _plan_again(self, course: Course, budget: int, *, keep: bool) -> None:
+        """Plan anew with what was learnt; or `keep` the plan, and predict it better."""
+        trace = course.recording.trace.relearnt(course.slack, _mean(course.seconds))
+        problem = Problem(trace, self.machine, budget)
+        found = outcome(problem, course.outcome.plan) if keep else None
+        if found is None or found.shortfall > course.outcome.shortfall:
+            found = self._solve(problem)
+        course.recording = replace(course.recording, trace=trace)
+        course.outcome = found
+        course.program = _compiled(course.recording, found)
+
+    def _solve(self, problem: Problem) -> Outcome:
+        policies.require(self.policy, problem)
+        return outcome(problem, self.policy(problem))
+
+
+def _compiled(recording: Recording, found: Outcome) -> Program:
+    return compile_program(
+        recording.funcs, found.plan, found.schedule, found.timeline, recording.initial
+    )
+
+
+def _same_shape(one: Course, other: Course) -> bool:
+    return (
+        one.program.funcs == other.program.funcs
+        and one.program.marked_sizes == other.program.marked_sizes
+    )
+
+
+def _mean(charts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Ops x (own, host) seconds; NaN where no chart says anything."""
+    if not charts:
+        return np.full((0, 2), np.nan)
+    stacked = np.stack(charts)
+    times = (~np.isnan(stacked)).sum(axis=0)
+    mean: NDArray[np.float64] = np.where(
+        times > 0, np.nansum(stacked, axis=0) / np.maximum(times, 1), np.nan
+    )
+    return mean
