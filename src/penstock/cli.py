@@ -1,11 +1,5 @@
 """The command line: `penstock run`, `trace`, `plan`, `simulate`, `compare`, `policies`."""
 
-import os
-
-# Torch asks for huge pages if this is set when it first allocates: far fewer page faults, and
-# page-aligned memory, which the disk tier can transfer without a copy. Your own setting wins.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -265,11 +259,8 @@ def _problem(trace: Path, machine: Path | None, budget: str) -> "Problem":
 
 def _solve(problem: "Problem", policy: str) -> "Outcome":
     from penstock import policies
-    from penstock.solve.best import outcome
 
-    chosen = policies.configured(policy)
-    policies.require(chosen, problem)
-    return outcome(problem, chosen(problem))
+    return policies.ask(policies.configured(policy), problem)
 
 
 def _refuse_if_it_cannot_fit(problem: "Problem", found: "Outcome") -> None:

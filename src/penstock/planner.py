@@ -55,7 +55,7 @@ class Planner:
     def plan(self, recording: Recording, budget: int) -> Course:
         """Plan a step that was just recorded. Raises `NeedError` if the policy lacks something."""
         slack = recording.trace.slack
-        found = self._solve(Problem(recording.trace, self.machine, budget))
+        found = policies.ask(self.policy, Problem(recording.trace, self.machine, budget))
         course = Course(recording, slack, found, _compiled(recording, found))
         others = [other for other in self.courses if not _same_shape(other, course)]
         self.courses = [course, *others][:_REMEMBERED]
@@ -98,14 +98,10 @@ class Planner:
         problem = Problem(trace, self.machine, budget)
         found = outcome(problem, course.outcome.plan) if keep else None
         if found is None or found.shortfall > course.outcome.shortfall:
-            found = self._solve(problem)
+            found = policies.ask(self.policy, problem)
         course.recording = replace(course.recording, trace=trace)
         course.outcome = found
         course.program = _compiled(course.recording, found)
-
-    def _solve(self, problem: Problem) -> Outcome:
-        policies.require(self.policy, problem)
-        return outcome(problem, self.policy(problem))
 
 
 def _compiled(recording: Recording, found: Outcome) -> Program:

@@ -49,7 +49,7 @@ class Plan:
     """A set of decisions. What it does not name is kept."""
 
     decisions: tuple[Decision, ...] = ()
-    policy: str = "keep"
+    policy: str = ""  # who made it
 
     @cached_property
     def swaps(self) -> tuple[Swap, ...]:

@@ -7,14 +7,16 @@ A policy is a frozen dataclass that turns a `Problem` into a `Plan`; its file is
 
 import importlib
 import pkgutil
-from dataclasses import fields
+import re
+from dataclasses import fields, replace
 from importlib.metadata import entry_points
 from typing import Any, get_args
 
 from penstock.errors import NeedError, UsageError
 from penstock.ir.policy import Need, Policy, Problem
+from penstock.solve.best import Outcome, outcome
 
-__all__ = ["configured", "load", "names", "require"]
+__all__ = ["ask", "configured", "load", "names", "require"]
 
 _GROUP = "penstock.policies"
 
@@ -53,6 +55,19 @@ def configured(text: str) -> Policy:
     return policy(**given)
 
 
+def ask(policy: Policy, problem: Problem) -> Outcome:
+    """What `policy` makes of `problem`: its plan, signed, spelled out and priced.
+
+    Raises `NeedError` if `problem` lacks what the policy cannot do without, `PlanError` if the plan
+    does not fit the trace.
+    """
+    require(policy, problem)
+    plan = policy(problem)
+    if plan.policy == problem.given.policy:
+        plan = replace(plan, policy=" + ".join(filter(None, (plan.policy, _name(policy)))))
+    return outcome(problem, plan)
+
+
 def require(policy: Policy, problem: Problem) -> None:
     """Raise `NeedError` if `problem` lacks what `policy` cannot do without."""
     missing = []
@@ -62,6 +77,11 @@ def require(policy: Policy, problem: Problem) -> None:
         missing.append(Need.SECONDS)
     if missing:
         raise NeedError(f"policy {type(policy).__name__} needs {' and '.join(missing)}")
+
+
+def _name(policy: Policy) -> str:
+    """`SwapAll` is called swap-all."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", type(policy).__name__).lower()
 
 
 def _read(text: str, kind: Any, what: str) -> Any:

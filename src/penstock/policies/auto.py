@@ -14,8 +14,8 @@ from typing import ClassVar
 from penstock.errors import NeedError, PlanError
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Need, Policy, Problem
-from penstock.policies import load, names, require
-from penstock.solve.best import Outcome, outcome
+from penstock.policies import ask, load, names
+from penstock.solve.best import Outcome
 
 __all__ = ["Auto"]
 
@@ -45,7 +45,6 @@ class Auto:
 def _answer(policy: Policy, problem: Problem) -> Outcome | None:
     """What `policy` makes of `problem`; None if it cannot."""
     try:
-        require(policy, problem)
-        return outcome(problem, policy(problem))
+        return ask(policy, problem)
     except (NeedError, PlanError):
         return None

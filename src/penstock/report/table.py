@@ -30,7 +30,7 @@ def step_line(report: StepReport, budget: int) -> str:
 def forecast(trace: Trace, machine: Machine, budget: int, found: Outcome) -> Table:
     """What a plan will take, beside the step without a budget."""
     timeline, plain = found.timeline, trace.seconds
-    table = Table(title=f"{found.plan.policy}: {_decisions(found)}", show_header=False)
+    table = Table(title=f"{found.plan.policy or 'plan'}: {_decisions(found)}", show_header=False)
     rows = {
         "budget": mib(budget),
         "predicted peak": _against(timeline.peak, trace.peak + trace.slack),
