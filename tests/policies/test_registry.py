@@ -8,7 +8,7 @@ import pytest
 from penstock import policies
 from penstock.errors import UsageError
 from penstock.ir.machine import Device, Machine
-from penstock.ir.plan import Recompute
+from penstock.ir.plan import Plan, Recompute
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
 from penstock.ir.trace import Gap
@@ -121,3 +121,10 @@ def test_every_field_of_every_policy_can_be_set_from_text(name):
     for field in fields(default):
         value = getattr(default, field.name)
         assert policies.configured(f"{name}:{field.name}={value}") == default
+
+
+@pytest.mark.parametrize(("given", "signed"), [("", "keep"), ("mine", "mine + keep")])
+def test_a_plan_is_signed_by_all_who_made_it(given, signed):
+    trace = parse("f a x:I1M -> h:A1M 1ms")
+    problem = Problem(trace, Machine(Device("cpu", 2**40)), trace.peak, Plan(policy=given))
+    assert policies.ask(policies.configured("keep"), problem).plan.policy == signed
