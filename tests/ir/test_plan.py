@@ -76,8 +76,10 @@ WRONG = {
     "value 2 (h): out at op 4 and back at op 3 leave no time away (ops 1..5)": (
         swapped(evict_at=4, prefetch_at=3)
     ),
-    "value 2 (h): op 1 cannot wait for a copy that starts at op 2": swapped(fence=1),
-    "value 2 (h): op 7 cannot wait for a copy that starts at op 2": swapped(fence=7),
+    "value 2 (h): op 1 cannot wait for a copy out that starts at op 2 and whose bytes op 1 "
+    "still uses": swapped(fence=1),
+    "value 2 (h): op 7 cannot wait for a copy out that starts at op 2 and whose bytes op 1 "
+    "still uses": swapped(fence=7),
     "value 8 (w): cannot be remade in the next step: its lineage belongs to this one": (
         Recompute(W, 0)
     ),

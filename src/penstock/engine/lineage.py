@@ -52,6 +52,7 @@ class Call:
     args: Any
     kwargs: Any
     draw: Draw | None
+    with_grad: bool  # was grad mode on? Some kernels make more outputs then
 
 
 def capture(
@@ -75,6 +76,7 @@ def capture(
             _describe(facts.again(args), values),
             _describe(kwargs, values),
             draw,
+            torch.is_grad_enabled(),
         )
     except _Indescribable:
         return None
@@ -130,7 +132,8 @@ def run_again(
         args = _fill(call.args, storage_for)
         kwargs = _fill(call.kwargs, storage_for)
         begun = time.perf_counter()
-        with replaying(call.draw) if call.draw is not None else nullcontext():
+        replay = replaying(call.draw) if call.draw is not None else nullcontext()
+        with torch.set_grad_enabled(call.with_grad), replay:
             result = call.func(*args, **kwargs)
         note(begun)
         inputs = {key_of(storage_of(t)) for t in tensors_in((args, kwargs))}

@@ -194,7 +194,10 @@ def _with_passes(
     made = {v for op in ops for v in trace.ops[op].writes}
     freed = {v for _, run in runs for v in run.frees}
     dropped = {decision.gap.value for decision in plan.recomputes}
-    joined = Pass(ops, tuple(sorted((made & dropped) - freed)), tuple(row for row, _ in runs))
+    overwritten = {v for v in made if trace.next_version.get(v) in made}
+    joined = Pass(
+        ops, tuple(sorted((made & dropped) - freed - overwritten)), tuple(row for row, _ in runs)
+    )
     first = runs[0][0]
     ahead = tuple((row, a) for row, a in before if row < first or isinstance(a, Wait))
     rest = tuple((row, a) for row, a in before if row > first and not isinstance(a, Run | Wait))

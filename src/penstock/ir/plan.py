@@ -110,6 +110,8 @@ def check(trace: Trace, plan: Plan, machine: Machine | None = None) -> None:
                 machine.tier(tier)
             except TraceError as error:
                 faults.append(str(error))
+    if not faults:
+        faults.extend(_overlap_faults(trace, plan))
     if not faults:  # lineage is only meaningful between well-formed gaps
         faults.extend(_lineage_faults(trace, plan))
     if faults:
@@ -197,8 +199,33 @@ def _swap_faults(trace: Trace, swap: Swap) -> Iterator[str]:
             f"out at op {swap.evict_at} and back at op {swap.prefetch_at} leave no time away "
             f"(ops {_stretch(gap)})"
         )
-    if swap.fence is not None and not swap.evict_at <= swap.fence < end:
-        yield f"op {swap.fence} cannot wait for a copy that starts at op {swap.evict_at}"
+    if swap.fence is not None and not max(swap.evict_at, gap.start + 1) <= swap.fence < end:
+        yield (
+            f"op {swap.fence} cannot wait for a copy out that starts at op {swap.evict_at} and whose "
+            f"bytes op {gap.start} still uses"
+        )
+
+
+def _overlap_faults(trace: Trace, plan: Plan) -> Iterator[str]:
+    """Copies out that would start while their value is away."""
+    away: dict[ValueId, list[tuple[int, int]]] = {}
+    for decision in plan.decisions:
+        gap = decision.gap
+        back = decision.prefetch_at if isinstance(decision, Swap) else decision.remake_at
+        if back is None or gap.stop is None:
+            continue
+        if not gap.wraps:
+            away.setdefault(gap.value, []).append((gap.start, back))
+            continue
+        for first in _first_versions(trace, gap):
+            away.setdefault(first, []).append((-1, back))
+    for swap in plan.swaps:
+        for start, end in away.get(swap.gap.value, ()):
+            if start < swap.evict_at <= end and start != swap.gap.start:
+                yield (
+                    f"value {swap.gap.value} ({trace.describe(swap.gap.value)}): out at op "
+                    f"{swap.evict_at}, while it is away until op {end}"
+                )
 
 
 def _recompute_faults(decision: Recompute) -> Iterator[str]:

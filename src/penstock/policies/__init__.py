@@ -5,9 +5,12 @@ A policy is a frozen dataclass that turns a `Problem` into a `Plan`; its file is
 `penstock.policies`.
 """
 
+import difflib
 import importlib
+import math
 import pkgutil
 import re
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from importlib.metadata import entry_points
 from typing import Any, get_args
@@ -37,7 +40,9 @@ def load(name: str) -> type[Policy]:
     for point in entry_points(group=_GROUP):
         if point.name == name:
             return point.load()  # type: ignore[no-any-return]
-    raise UsageError(f"no policy is called {name!r}; there are: {', '.join(names())}")
+    raise UsageError(
+        f"no policy is called {name!r}{_nearest(name, names())}; there are: {', '.join(names())}"
+    )
 
 
 def configured(text: str) -> Policy:
@@ -50,7 +55,10 @@ def configured(text: str) -> Policy:
         key, equals, value = (part.strip() for part in option.partition("="))
         if key not in known or not equals:
             takes = ", ".join(known) or "no options"
-            raise UsageError(f"policy {name}: option {option!r} is not known; it takes {takes}")
+            hint = _nearest(key, known)
+            raise UsageError(
+                f"policy {name}: option {option!r} is not known{hint}; it takes {takes}"
+            )
         given[key] = _read(value, known[key].type, f"policy {name}: option {key}")
     return policy(**given)
 
@@ -79,6 +87,12 @@ def require(policy: Policy, problem: Problem) -> None:
         raise NeedError(f"policy {type(policy).__name__} needs {' and '.join(missing)}")
 
 
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name, if one of `known` is near."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def _name(policy: Policy) -> str:
     """`SwapAll` is called swap-all."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", type(policy).__name__).lower()
@@ -98,7 +112,10 @@ def _read(text: str, kind: Any, what: str) -> Any:
             if text.lower() == "none":
                 return None
             kind = next(choice for choice in choices if choice is not type(None))
-        return kind(text)
+        read = kind(text)
     except (ValueError, KeyError):
         wanted = " or ".join(map(repr, choices)) if choices else getattr(kind, "__name__", kind)
         raise UsageError(f"{what}: {text!r} is not {wanted}") from None
+    if isinstance(read, int | float) and not 0 <= read < math.inf:
+        raise UsageError(f"{what}: {text} is out of range; it must be 0 or more, and finite")
+    return read

@@ -194,18 +194,15 @@ class Capuchin:
         """The paper's feedback: while a value is late, its copy back starts earlier."""
         trace, tier = problem.trace, problem.machine.tiers[0]
         starts = op_starts(trace)
-        earlier: dict[ValueId, float] = {}
         for _ in range(self.feedback):
-            late = late_gaps(found)
+            late = late_gaps(found) - {swap.gap for swap in problem.given.swaps}
             if not late:
                 break
             moved: list[Decision] = []
             for decision in found.plan.decisions:
-                value = decision.gap.value
                 if isinstance(decision, Swap) and decision.gap in late:
-                    step = 0.05 * tier.read.seconds(trace.values[value].nbytes)
-                    earlier[value] = earlier.get(value, 0.0) + step
-                    moved.append(before(decision, starts, earlier[value]))
+                    step = 0.05 * tier.read.seconds(trace.values[decision.gap.value].nbytes)
+                    moved.append(before(decision, starts, step))
                 else:
                     moved.append(decision)
             again = outcome(problem, replace(found.plan, decisions=tuple(moved)))

@@ -82,13 +82,16 @@ class _Lowering:
         self.need = [0] * len(trace.ops)
         self.occupied = sum(self.size[v] for v in trace.initial)
         self.away: list[tuple[ValueId, TransferId]] = []
-        for swap in plan.swaps:
+        # The step before may still be copying, and its last copies are the last to end.
+        for swap in sorted(plan.swaps, key=lambda swap: swap.evict_at):
             if swap.gap.wraps:
                 value = self.returning(swap)
                 self.leaving[swap] = copy = self.out.transfer(value, swap.tier, inward=False)
-                self.owe(copy, self.size[value], -1)  # the step before may still be copying
+                self.owe(copy, self.size[value], -1)
                 self.gone.add(value)
                 self.away.append((value, copy))
+        while budget is not None and self.occupied > budget and self.pending:
+            self.wait(next(iter(self.pending)), Cause.ROOM)
 
     def schedule(self) -> Schedule:
         return self.out.build(self.away, self.need, self.budget)
@@ -216,10 +219,11 @@ class _Lowering:
             self.note_need(nbytes, OpIndex(at))
         if self.budget is None:
             return room
-        while (need := self.occupied + nbytes - self.budget) > 0:
-            if (copy := self.oldest_pending(at)) is None:
-                break
-            self.settle(copy, min(need, self.pending[copy][0]))
+        wanted = min(nbytes, self.occupied + nbytes - self.budget)
+        while wanted > 0 and (copy := self.oldest_pending(at)) is not None:
+            used = min(wanted, self.pending[copy][0])
+            self.settle(copy, used)
+            wanted -= used
             room.append(copy)
         return room
 

@@ -88,6 +88,6 @@ def before(swap: Swap, starts: list[float], seconds: float) -> Swap:
     assert swap.prefetch_at is not None
     wanted = starts[swap.prefetch_at] - seconds
     at = int(swap.prefetch_at)
-    while at > swap.gap.start + 2 and starts[at] > wanted:
+    while at > max(swap.evict_at, swap.gap.start) + 1 and starts[at] > wanted:
         at -= 1
     return replace(swap, prefetch_at=OpIndex(at))
