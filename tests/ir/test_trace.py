@@ -58,6 +58,7 @@ FAULTY = {
         [op(writes=(1,))],
         [value(0), value(1, producer=0, storage=0)],
     ),
+    "values 0 and 1 of one storage both begin the step": ([], [value(0), value(1, storage=0)]),
 }
 
 

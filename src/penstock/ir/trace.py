@@ -356,7 +356,9 @@ def _faults(ops: Sequence[Op], values: Sequence[Value]) -> Iterator[str]:
     latest: dict[StorageId, Value] = {}
     for value in values:
         before = latest.get(value.storage)
-        if before is not None and before.freed != value.producer:
+        if before is not None and value.producer is None:
+            yield f"values {before.id} and {value.id} of one storage both begin the step"
+        elif before is not None and before.freed != value.producer:
             yield (
                 f"value {value.id} overwrites value {before.id} at op {value.producer}, "
                 f"but that one is freed after op {before.freed}"
