@@ -123,7 +123,7 @@ def test_a_full_file_system_is_met_when_space_is_reserved(store: DiskStore, monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(TierError, match="cannot reserve.*free some space"):
+    with pytest.raises(TierError, match=r"cannot reserve.*free some space"):
         store.reserve(MIB)
     assert store.used() == 0
     monkeypatch.undo()

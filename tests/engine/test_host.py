@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import UntypedStorage
 
@@ -44,6 +44,7 @@ def test_every_size_comes_back(device: str, nbytes: int) -> None:
     store.close()
 
 
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 6 * MIB), min_size=1, max_size=12), st.randoms())
 def test_what_comes_and_goes_in_any_order_comes_back(sizes: list[int], random) -> None:
     store = HostStore(CPU, 128 * MIB)
