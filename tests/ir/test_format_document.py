@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.errors import TraceError
 from penstock.ir.plan import Plan, check
 from penstock.ir.schedule import Cause
 from penstock.ir.store import _ARRAYS, _OP, _VALUE, load, load_trace
@@ -83,6 +84,22 @@ def test_the_text_form_is_that_of_the_example(example):
 def test_every_field_and_word_is_explained(title, names):
     missing = [name for name in names if not re.search(rf'[`"]{name}[`"]', section(title))]
     assert missing == []
+
+
+@pytest.mark.parametrize("kind", ["trace", "plan"])
+def test_a_field_of_another_tool_is_passed_over(example, kind):
+    path = example(kind)
+    before = load(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "colour": "blue"}))
+    assert load(path) == before
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_what_json_has_no_number_for_is_refused(example, constant):
+    path = example("trace")
+    path.write_text(path.read_text().replace("[0.004, ", f"[{constant}, "))
+    with pytest.raises(TraceError, match=f"is damaged: {constant} is no number"):
+        load(path)
 
 
 def test_the_rows_of_a_residency_curve_are_the_kinds_and_the_workspace():

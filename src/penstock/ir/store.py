@@ -74,7 +74,9 @@ def _parse(path: str | os.PathLike[str], read: Callable[[Json], _T]) -> _T:
     try:
         if raw.startswith(_MAGIC):
             raw = zstandard.ZstdDecompressor().decompressobj().decompress(raw)
-        body = json.loads(raw)
+        body = json.loads(raw, parse_constant=_refuse)
+    except _NoNumber as constant:
+        raise TraceError(f"{path} is damaged: {constant} is no number") from None
     except (zstandard.ZstdError, ValueError):
         raise TraceError(f"{path} is damaged, or no Penstock file") from None
     if not isinstance(body, dict) or body.get("penstock") not in _READERS:
@@ -94,6 +96,14 @@ def _parse(path: str | os.PathLike[str], read: Callable[[Json], _T]) -> _T:
     except (KeyError, TypeError, ValueError, IndexError) as error:
         what = f"no field {error}" if isinstance(error, KeyError) else str(error)
         raise TraceError(f"{path} is damaged: {what}") from None
+
+
+class _NoNumber(Exception):
+    """JSON has no such number, though Python reads it."""
+
+
+def _refuse(constant: str) -> None:
+    raise _NoNumber(constant)
 
 
 def _write(document: Document) -> Json:
