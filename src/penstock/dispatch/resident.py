@@ -8,6 +8,7 @@ caching allocator has reserved.
 import ctypes
 import gc
 import os
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -77,9 +78,9 @@ class CpuMeter:
         self._highest = max(self._highest, self.recent_peak())
         os.pwrite(self._clear, b"5", 0)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone by then
         for handle in (self._statm, self._status, self._clear):
-            os.close(handle)
+            close(handle)
 
 
 class CudaMeter:

@@ -29,10 +29,11 @@ from penstock.engine.lanes import Copy
 from penstock.engine.lineage import Call, capture, fresh_storages, run_again
 from penstock.engine.log import Log
 from penstock.engine.needs import output_bytes
-from penstock.engine.program import Instruction, Lineage, Pass, Program
+from penstock.engine.program import Discard, Instruction, Lineage, Pass, Program
 from penstock.engine.residency import MountedTier, Place, ResidencyManager, Resident
 from penstock.errors import BudgetError, TierError
 from penstock.ir.schedule import (
+    Action,
     Cause,
     Drop,
     Evict,
@@ -262,8 +263,8 @@ class Engine:
             self.log.ran(index, begun, time.perf_counter(), self.used())
         if instruction.writes and sources is not None:
             self._bind_results(instruction, index, func, args, kwargs, sources, result)
-        for row, action in instruction.after:
-            self._perform(row, action)
+        for row, following in instruction.after:
+            self._perform(row, following)
         return result
 
     def _capture(
@@ -495,7 +496,7 @@ class Engine:
 
     # -- actions -----------------------------------------------------------------------------
 
-    def _perform(self, row: int, action: Evict | Prefetch | Wait | Drop | Run | Pass) -> None:
+    def _perform(self, row: int, action: Action | Discard | Pass) -> None:
         program = self.program
         assert program is not None
         begun = time.perf_counter()
@@ -526,13 +527,13 @@ class Engine:
             case Wait():
                 self._await(action)
                 self._log_times(row, begun)
-            case Drop():
-                self._drop(action.value)
+            case Discard():
+                self._drop(action.value, action.lineage)
                 self._log_times(row, begun)
             case Pass():
                 self._run_pass(action)
-            case Run():
-                raise AssertionError("runs are joined to passes")
+            case Run() | Drop():
+                raise AssertionError("runs are joined to passes, drops know their lineage")
             case _:
                 assert_never(action)
 
@@ -557,12 +558,11 @@ class Engine:
             self.manager.settle(copy)
         self.happened.stalls[action.cause] += time.perf_counter() - start
 
-    def _drop(self, value: ValueId) -> None:
+    def _drop(self, value: ValueId, line: Lineage) -> None:
         """Free a value that its lineage can remake; keep it if anything of that is missing."""
         program = self.program
         assert program is not None
         resident = self._bound.get(value)
-        line = program.lineages[value]
         if resident is None or not self.manager.is_movable(resident, self._tick):
             return
         calls = [self._calls.get(op) for op in line.ops]
@@ -589,10 +589,10 @@ class Engine:
             if resident is not None and resident.place is Place.DROPPED:
                 wanted[value] = resident
         calls = [self._calls.get(op) for op in action.ops]
-        if not wanted or None in calls:
+        if len(wanted) < len(action.targets) or None in calls:
             return  # what is missing is remade when it is asked for
         known = [call for call in calls if call is not None]
-        lines = [program.lineages[value] for value in wanted]
+        lines = [action.targets[value] for value in wanted]
         sources = {}
         for source in {source for line in lines for source in line.sources}:
             if (storage := self._living(source)) is None:
@@ -606,7 +606,7 @@ class Engine:
         made = self._remake(known, wanted, sources, program, note)
         for value, storage in made.items():
             self.manager.deliver(wanted[value], storage)
-            self._unguard(wanted[value], program.lineages[value])
+            self._unguard(wanted[value], action.targets[value])
 
     def _remake(
         self,

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from torch._ops import OpOverload
@@ -12,11 +12,11 @@ from penstock.dispatch.storage import StorageRef
 from penstock.errors import TraceError
 from penstock.ir.lineage import lineage
 from penstock.ir.plan import Plan, Residency
-from penstock.ir.schedule import Action, Numbered, Run, Schedule, Wait
+from penstock.ir.schedule import Action, Drop, Numbered, Run, Schedule, Wait
 from penstock.ir.timeline import Timeline
 from penstock.ir.trace import Kind, OpIndex, Trace, ValueId
 
-__all__ = ["Instruction", "Lineage", "Pass", "Program", "compile_program"]
+__all__ = ["Discard", "Instruction", "Lineage", "Pass", "Program", "compile_program"]
 
 _BOUND_SHARE = 256
 """Values of at least this part of the budget are always known to the engine, in case it must evict
@@ -34,11 +34,19 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """A recomputation: run `ops` again, keep `targets`."""
+    """A recomputation: run `ops` again, keep `targets`, each with its own lineage."""
 
     ops: tuple[OpIndex, ...]
-    targets: tuple[ValueId, ...]
+    targets: dict[ValueId, Lineage]
     rows: tuple[int, ...]  # of the runs in the schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Free a value's bytes; its lineage brings them back."""
+
+    value: ValueId
+    lineage: Lineage
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,7 @@ class Instruction:
     """
 
     before: tuple[tuple[int, Action | Pass], ...] = ()  # with their rows in the schedule
-    after: tuple[tuple[int, Action], ...] = ()
+    after: tuple[tuple[int, Action | Discard], ...] = ()
     reads: tuple[tuple[int, ValueId], ...] = ()
     writes: tuple[tuple[int, ValueId], ...] = ()
     captures: bool = False  # some lineage runs the op again
@@ -71,7 +79,6 @@ class Program:
     predicted: Timeline
     initial: dict[ValueId, StorageRef]
     bound_from: int  # bytes: values at least so large are known to the engine
-    lineages: dict[ValueId, Lineage] = field(default_factory=dict)
 
     @cached_property
     def marks(self) -> tuple[tuple[int, ValueId], ...]:
@@ -117,6 +124,10 @@ def compile_program(
     if len(funcs) != len(trace.ops):
         raise TraceError(f"{len(funcs)} calls for {len(trace.ops)} ops")
     lineages = _lineages(trace, plan)
+    remade: defaultdict[OpIndex, dict[ValueId, Lineage]] = defaultdict(dict)
+    for decision in plan.recomputes:
+        gap = decision.gap
+        remade[decision.remake_at][gap.value] = lineages[gap.value, gap.start]
     repeated = {op for line in lineages.values() for op in line.ops}
     bound = {decision.gap.value for decision in plan.decisions}
     bound.update(source for line in lineages.values() for source in line.sources)
@@ -128,8 +139,13 @@ def compile_program(
         need = fresh + op.workspace
         facts = facts_of(funcs[op.index])
         instruction = Instruction(
-            _with_passes(around.before, trace, plan),
-            tuple(around.after),
+            _with_passes(around.before, remade[op.index]),
+            tuple(
+                (row, Discard(act.value, lineages[act.value, op.index]))
+                if isinstance(act, Drop)
+                else (row, act)
+                for row, act in around.after
+            ),
             tuple(
                 (position, value)
                 for position, value in enumerate(op.reads)
@@ -154,17 +170,16 @@ def compile_program(
         predicted,
         initial,
         bound_from,
-        lineages,
     )
 
 
-def _lineages(trace: Trace, plan: Plan) -> dict[ValueId, Lineage]:
-    """For each value to be dropped: its own lineage, as if it were remade alone."""
+def _lineages(trace: Trace, plan: Plan) -> dict[tuple[ValueId, OpIndex], Lineage]:
+    """For each value and the op after which it is dropped: its lineage, if it is remade alone."""
     residency = Residency(trace, plan)
     together: defaultdict[OpIndex, set[ValueId]] = defaultdict(set)
     for decision in plan.recomputes:
         together[decision.remake_at].add(decision.gap.value)
-    found: dict[ValueId, Lineage] = {}
+    found: dict[tuple[ValueId, OpIndex], Lineage] = {}
     for decision in plan.recomputes:
         at, value = decision.remake_at, decision.gap.value
 
@@ -179,25 +194,19 @@ def _lineages(trace: Trace, plan: Plan) -> dict[ValueId, Lineage]:
             for v in trace.ops[op].reads
             if not (trace.values[v].kind is Kind.BUFFER and trace.values[v].freed == op)
         } - made
-        found[value] = Lineage(ops, tuple(sorted(sources)))
+        found[value, decision.gap.start] = Lineage(ops, tuple(sorted(sources)))
     return found
 
 
 def _with_passes(
-    before: Sequence[Numbered], trace: Trace, plan: Plan
+    before: Sequence[Numbered], remade: dict[ValueId, Lineage]
 ) -> tuple[tuple[int, Action | Pass], ...]:
     """The runs of a recomputation joined to one pass, with all its waits ahead of it."""
     runs = [(row, action) for row, action in before if isinstance(action, Run)]
     if not runs:
         return tuple(before)
     ops = tuple(run.op for _, run in runs)
-    made = {v for op in ops for v in trace.ops[op].writes}
-    freed = {v for _, run in runs for v in run.frees}
-    dropped = {decision.gap.value for decision in plan.recomputes}
-    overwritten = {v for v in made if trace.next_version.get(v) in made}
-    joined = Pass(
-        ops, tuple(sorted((made & dropped) - freed - overwritten)), tuple(row for row, _ in runs)
-    )
+    joined = Pass(ops, remade, tuple(row for row, _ in runs))
     first = runs[0][0]
     ahead = tuple((row, a) for row, a in before if row < first or isinstance(a, Wait))
     rest = tuple((row, a) for row, a in before if row > first and not isinstance(a, Run | Wait))
