@@ -243,6 +243,8 @@ class Engine:
                 self.happened.lacked = max(self.happened.lacked, lacking)
                 self._in_use = self._keys(args, kwargs)
                 self._evict_most_distant(lacking, index)
+                if (lacking := self.used() + instruction.need - self.budget) > 0:
+                    self._overrun(lacking, facts_of(func).name)
         sources: list[UntypedStorage] | None = None
         if instruction.reads or instruction.writes or instruction.captures:
             sources = self._device_storages(args, kwargs)
@@ -416,7 +418,8 @@ class Engine:
             return next((use for use in readers[resident.value] if use > index), _FOREVER)
 
         victims = sorted(self._movable(), key=next_use, reverse=True)
-        self.happened.note("retry: room was short, more was evicted than planned")
+        if victims:
+            self.happened.note("retry: room was short, more was evicted than planned")
         self._evict(victims, lacking)
 
     def _oldest(self) -> list[Resident]:

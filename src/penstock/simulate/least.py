@@ -3,12 +3,23 @@
 from collections import Counter
 from typing import NamedTuple
 
-from penstock.ir.trace import OpIndex, Trace
+from penstock.ir.trace import Kind, OpIndex, Trace
 
 __all__ = ["MOVABLE_FROM", "Least", "least_budget"]
 
 MOVABLE_FROM = 64 * 1024
 """Values below this many bytes stay on the device: moving them costs more than they are worth."""
+
+
+_PLURAL = {
+    Kind.PARAMETER: "parameters",
+    Kind.GRADIENT: "gradients",
+    Kind.OPTIMIZER_STATE: "optimizer state",
+    Kind.BUFFER: "buffers",
+    Kind.INPUT: "inputs",
+    Kind.ACTIVATION: "activations",
+    Kind.TEMPORARY: "temporaries",
+}
 
 
 class Least(NamedTuple):
@@ -37,7 +48,7 @@ def least_budget(trace: Trace) -> Least:
     held: Counter[str] = Counter()
     for value in {*op.reads, *trace.fresh[worst]}:
         if size[value] >= MOVABLE_FROM:
-            held[f"its {trace.values[value].kind}s".replace("states", "state")] += size[value]
+            held[f"its {_PLURAL[trace.values[value].kind]}"] += size[value]
     held["its workspace"] += op.workspace
     held["small values"] += most - sum(held.values())
     held["allocator slack"] += trace.slack
