@@ -1,0 +1,222 @@
+"""Every workload of the zoo at full size, in a share of its memory: is what was predicted measured?
+
+    python benchmarks/zoo.py [--budget 60%] [--policy auto] [--only gpt2 resnet] [--json FILE]
+
+Each workload runs in two fresh processes: plain PyTorch, then inside a session. Losses, parameters
+and buffers must be the same, bit for bit. Peaks are resident bytes above the base; the predicted
+peak and time stand beside the median of the steps that they predict (after the charted ones).
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+CHARTED = 3
+"""Planned steps from which the session still learns."""
+MEASURED = 4
+"""Planned steps after them."""
+MIB = 2**20
+
+
+def child(name: str, size: str, budget: str | None, policy: str, device: str) -> dict[str, Any]:
+    """Run one workload; bits, seconds and peaks of its steps."""
+    import torch
+    from torch import Tensor
+
+    import penstock  # noqa: F401  (asks torch for huge pages, here and in the plain run alike)
+    from penstock.dispatch.resident import TightAllocator, live_tensor_bytes, meter_for
+    from penstock.session import fit
+    from penstock.zoo.workloads import workload
+
+    for function in (torch.tanh, torch.exp, torch.log, torch.erf, torch.sqrt, torch.sin):
+        function(torch.linspace(0.1, 0.9, 8))  # MKL picks its kernels on first use
+    torch.set_default_device(device)
+    work = workload(name, size)  # type: ignore[arg-type]
+    losses: list[list[float]] = []
+
+    def digest() -> str:
+        found = hashlib.sha256()
+        for tensor in [*work.parameters(), *work.buffers()]:
+            flat = tensor.detach().clone().reshape(-1)
+            found.update(flat.view(torch.uint8).cpu().numpy().tobytes() if flat.numel() else b"")
+        return found.hexdigest()
+
+    def step(number: int) -> None:
+        results: list[Tensor] = work.step(number)
+        losses.append([float(loss.detach()) for loss in results])
+
+    if budget is None:
+        allocator = TightAllocator()
+        meter = meter_for(torch.device(device))
+        base = meter.resident() - live_tensor_bytes(torch.device(device))
+        seconds, peaks = [], []
+        for number in range(STEPS):
+            meter.reset_peak()
+            begun = time.perf_counter()
+            step(number)
+            seconds.append(time.perf_counter() - begun)
+            peaks.append(meter.peak() - base)
+        allocator.close()
+        return {"losses": losses, "bits": digest(), "seconds": seconds, "peaks": peaks}
+    with fit(budget, policy=policy, device=device) as session:
+        for number in range(STEPS):
+            step(number)
+    trace = session.trace
+    assert trace is not None and session.outcome is not None
+    return {
+        "losses": losses,
+        "bits": digest(),
+        "ops": len(trace.ops),
+        "budget": session.engine.budget,
+        "by": session.outcome.plan.policy,
+        "steps": [
+            {
+                "mode": one.mode,
+                "seconds": one.seconds,
+                "peak": one.peak,
+                "predicted_seconds": one.predicted_seconds,
+                "predicted_peak": one.predicted_peak,
+                "stalls": one.stalls,
+                "decisions": one.decisions,
+                "events": one.events,
+            }
+            for one in session.reports
+        ],
+    }
+
+
+STEPS = 3 + CHARTED + MEASURED  # a step with two optimizers is recorded three times
+
+
+def in_process(*arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return {"failed": last}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def row(name: str, plain: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """One workload's figures."""
+    if failed := plain.get("failed") or run.get("failed"):
+        return {"name": name, "failed": failed}
+    planned = [one for one in run["steps"] if one["mode"] == "planned"]
+    late = planned[CHARTED:] or planned
+    same = plain["losses"] == run["losses"] and plain["bits"] == run["bits"]
+    if not late:
+        return {"name": name, "failed": "no step was planned", "same": same}
+
+    def error(what: str) -> float:
+        return median(one[f"predicted_{what}"] / one[what] - 1 for one in late)
+
+    return {
+        "name": name,
+        "same": same,
+        "ops": run["ops"],
+        "by": run["by"],
+        "budget": run["budget"],
+        "plain_peak": max(plain["peaks"][1:]),
+        "plain_seconds": median(plain["seconds"][2:]),
+        "peak": max(one["peak"] for one in planned),
+        "over": max(one["peak"] for one in planned) / run["budget"] - 1,
+        "seconds": median(one["seconds"] for one in late),
+        "peak_error": error("peak"),
+        "seconds_error": error("seconds"),
+        "events": sorted({event for one in planned for event in one["events"]}),
+    }
+
+
+def shown(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="Zoo: predicted against measured")
+    for head in (
+        "workload",
+        "ops",
+        "by",
+        "budget",
+        "peak",
+        "peak error",
+        "plain s",
+        "s",
+        "s error",
+        "bits",
+    ):
+        table.add_column(head, justify="left" if head in ("workload", "by", "bits") else "right")
+    for one in rows:
+        if "failed" in one:
+            table.add_row(one["name"], "", one["failed"][:90])
+            continue
+        table.add_row(
+            one["name"],
+            str(one["ops"]),
+            one["by"],
+            f"{one['budget'] / MIB:.0f}",
+            f"{one['peak'] / MIB:.0f} ({one['over']:+.1%})",
+            f"{one['peak_error']:+.1%}",
+            f"{one['plain_seconds']:.2f}",
+            f"{one['seconds']:.2f}",
+            f"{one['seconds_error']:+.1%}",
+            "same" if one["same"] else "DIFFERENT",
+        )
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--budget", default="60%")
+    parser.add_argument("--policy", default="auto")
+    parser.add_argument("--size", choices=["small", "full"], default="full")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", nargs=2, metavar=("NAME", "BUDGET"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    common = ["--size", options.size, "--policy", options.policy, "--device", options.device]
+    if options.child:
+        name, budget = options.child
+        asked = None if budget == "none" else budget
+        print(json.dumps(child(name, options.size, asked, options.policy, options.device)))
+        return
+    from penstock.zoo.workloads import names
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    rows = []
+    for name in options.only or names():
+        plain = in_process(name, "none", *common)
+        run = in_process(name, options.budget, *common)
+        rows.append(row(name, plain, run))
+        console.print(shown(rows[-1:]))
+        if options.json:
+            facts = {
+                "machine": platform.machine(),
+                "cores": psutil.cpu_count(),
+                "memory": psutil.virtual_memory().total,
+                "python": platform.python_version(),
+                "torch": version("torch"),
+                "asked": options.budget,
+                "size": options.size,
+            }
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+    console.print(shown(rows))
+
+
+if __name__ == "__main__":
+    main()
