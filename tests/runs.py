@@ -12,11 +12,23 @@ from typing import Any
 import pytest
 import torch
 
+from penstock.dispatch import storage
+from penstock.engine import engine, residency
 from penstock.session import StepReport, _settle, fit
 from penstock.simulate.least import least_budget
 from penstock.zoo import Workload, workload
 
-__all__ = ["DEVICES", "MIB", "Compared", "apart", "compare", "digest", "settle", "state_of"]
+__all__ = [
+    "DEVICES",
+    "MIB",
+    "Compared",
+    "apart",
+    "compare",
+    "digest",
+    "settle",
+    "state_of",
+    "without_exchange",
+]
 
 MIB = 1 << 20
 
@@ -106,6 +118,14 @@ def compare(name: str, budget: str, steps: int, **options: Any) -> Compared:
         least_budget(session.trace).nbytes,
         session.reports,
     )
+
+
+def without_exchange(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call `function` as under a torch that cannot exchange the bytes of storages. For `apart`."""
+    for module in (storage, residency, engine):
+        assert hasattr(module, "CAN_SWAP")
+        module.CAN_SWAP = False
+    return function(*args, **options)
 
 
 def apart(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
