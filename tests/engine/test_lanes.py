@@ -112,22 +112,32 @@ def test_a_copy_called_back_before_its_turn_is_never_written(store, lane, device
     assert second.was_called_back
 
 
+class Watched(threading.Event):
+    """An event that tells when somebody waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.awaited = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.awaited.set()
+        return super().wait(timeout)
+
+
 @pytest.mark.parametrize("device", ["cpu"], indirect=True)
 def test_a_copy_in_starts_after_those_that_make_its_room(store, lane, device) -> None:
     """On the host: on CUDA it is `put` that waits, because it takes the memory."""
-    other = ThreadLane("other", store, device)
-    away = carried(other, outward(store, noise(device)))
-    store.writes.clear()
+    away = carried(lane, outward(store, noise(device)))
     going = outward(store, noise(device))
-    other.put(going)
+    going._done = Watched()
     coming = Copy(NBYTES, away.extent, None, inward=True, after=[going])
     lane.put(coming)
+    assert going._done.awaited.wait(10)  # the lane has come to it
     assert "read" not in store.entered
     assert coming.holder is None  # no memory is taken before there is room
-    store.writes.set()
+    going.end()
     coming.wait()
     assert coming.started >= going.ended
-    other.close()
 
 
 def test_close_carries_what_was_put_and_ends_the_thread(store, device) -> None:

@@ -5,17 +5,18 @@ from itertools import pairwise
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 
 from penstock.engine.program import Discard, Instruction, Pass, Program, compile_program
 from penstock.errors import TraceError
 from penstock.ir.machine import Device, Link, Machine, Tier
 from penstock.ir.plan import Plan, Recompute, Swap
 from penstock.ir.policy import Problem
-from penstock.ir.schedule import Evict, Prefetch, Run, Wait
+from penstock.ir.schedule import Drop, Evict, Prefetch, Run, Wait
 from penstock.ir.text import parse
 from penstock.ir.trace import Gap, OpIndex, Trace, ValueId
 from penstock.solve.best import outcome
-from strategies import traces
+from strategies import plans, traces
 
 aten = torch.ops.aten
 ROOMY = 1 << 40
@@ -200,3 +201,20 @@ def test_every_large_value_is_bound_once(trace: Trace) -> None:
     assert set(bound) == {v for v in met if trace.values[v].nbytes >= program.bound_from}
     positions = [[p for p, _ in it.writes] for it in program.instructions if it]
     assert all(a < b for row in positions for a, b in pairwise(row))
+
+
+@given(st.data())
+def test_no_action_of_a_schedule_is_lost(data: st.DataObject) -> None:
+    trace = data.draw(traces())
+    program = compiled(trace, data.draw(plans(trace, MACHINE)))
+    for around, found in zip(program.schedule.around, program.instructions, strict=True):
+        it = found or Instruction()
+        joined = [action for _, action in it.before if isinstance(action, Pass)]
+        runs = [(row, action) for row, action in around.before if isinstance(action, Run)]
+        others = [numbered for numbered in around.before if not isinstance(numbered[1], Run)]
+        assert len(joined) == bool(runs)
+        assert [row for one in joined for row in one.rows] == [row for row, _ in runs]
+        assert {row: a for row, a in it.before if not isinstance(a, Pass)} == dict(others)
+        dropped = [(row, act.value) for row, act in around.after if isinstance(act, Drop)]
+        assert [(row, a.value) for row, a in it.after if isinstance(a, Discard)] == dropped
+        assert len(it.after) == len(around.after)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, UntypedStorage
 
 from gates import GatedStore, managing
-from penstock.dispatch.storage import CAN_SWAP, has_bytes
+from penstock.dispatch.storage import CAN_SWAP, StorageRef, has_bytes
 from penstock.engine.residency import Place, ResidencyManager
 from penstock.errors import InternalError, TierError
 from runs import DEVICES, MIB
@@ -248,6 +248,14 @@ def test_an_address_used_again_is_another_storage(manager, device) -> None:
         del a
     assert len(seen) < 50  # it did happen
     assert not manager.known
+
+
+def test_a_late_notice_of_the_former_owners_death_harms_nobody(manager, device) -> None:
+    a = noise(device)
+    resident = manager.meet(a.untyped_storage())
+    late = StorageRef(a.untyped_storage())  # the same key, another reference
+    manager._died(late)
+    assert manager.known[resident.ref.key] is resident
 
 
 # -- dropping -------------------------------------------------------------------------------------
