@@ -183,14 +183,14 @@ class Session:
             torch.cuda.set_per_process_memory_fraction(share, self.device)
         self._recorder = Recorder(self.device, self.meter)
         self._recorder.open()
-        self._doors = Doors(self._knock)
+        self._doors = Doors(self._knock, self._in_thread)
         self._doors.open()
         self._hooks = [
             register_optimizer_step_pre_hook(self._before_optimizer),
             register_optimizer_step_post_hook(self._after_optimizer),
         ]
         self._begin()
-        self._clock = Clock(lambda *call: self.engine.handler(*call))  # noqa: PLW0108  (the handler changes)
+        self._clock = self.engine.clock = Clock(self.engine.handler)
         self._clock.__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -365,9 +365,19 @@ class Session:
                 self._end(complete=not is_new)
                 self._begin()
 
-    def _knock(self, tensor: torch.Tensor, door: str) -> None:
+    def _knock(self, reached: torch.Tensor | torch.UntypedStorage, door: str) -> None:
         with _disable_current_modes():
-            self.engine.knock(tensor, door)
+            self.engine.knock(reached, door)
+
+    def _in_thread(self, run: Callable[[], None]) -> Callable[[], None]:
+        """What a thread of the script's runs: itself, under a clock of its own."""
+        self.engine.share()
+
+        def clocked() -> None:
+            with Clock(self.engine.visit):
+                run()
+
+        return clocked
 
     # -- budgets -----------------------------------------------------------------------------
 

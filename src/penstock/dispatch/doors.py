@@ -1,15 +1,20 @@
 """The doors through which Python reaches a tensor's bytes without an op: `numpy()`, `data_ptr()` ...
 
 The op clock cannot see them, so while a session runs they are watched: whoever goes through one
-finds the bytes there. Custom autograd functions are watched where they unpack what they saved,
-since their code may hand the bytes to anything.
+finds the bytes there. `print` is one: torch formats tensors with all modes off. Custom autograd
+functions are watched where they unpack what they saved, since their code may hand the bytes to
+anything. Threads started while the doors are open are shown to `started`, since a clock is of the
+thread that entered it.
 """
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+import torch
+import torch.utils.dlpack
+from torch import Tensor, TypedStorage, UntypedStorage
 from torch.autograd.function import BackwardCFunction
 
 __all__ = ["Doors"]
@@ -22,23 +27,39 @@ _DOORS = (
     "__dlpack__",
     "untyped_storage",
     "share_memory_",
+    "__repr__",
+    "apply_",
+    "map_",
+    "map2_",
 )
+_STORAGE_DOORS = ("__getitem__", "tolist", "clone", "cpu")
 
 
 class Doors:
     """Watches the doors between `open` and `close`.
 
-    `knocked(tensor, door)` is called before the bytes are reached. Doors nest: each pair of `open`
-    and `close` undoes only what it did.
+    `knocked(tensor or storage, door)` is called before the bytes are reached; `within(run)` gives
+    what a new thread is to run instead of `run`. Doors nest: each pair of `open` and `close` undoes
+    only what it did.
     """
 
-    def __init__(self, knocked: Callable[[Tensor, str], None]) -> None:
-        self._knocked = knocked
+    def __init__(
+        self,
+        knocked: Callable[[Tensor | UntypedStorage, str], None],
+        within: Callable[[Callable[[], None]], Callable[[], None]] = lambda run: run,
+    ) -> None:
+        self._knocked, self._within = knocked, within
         self._undo: list[Callable[[], None]] = []
 
     def open(self) -> None:
         for name in _DOORS:
             self._replace(Tensor, name, self._watched(name, getattr(Tensor, name)))
+        for name in _STORAGE_DOORS:
+            self._replace(UntypedStorage, name, self._watched(name, getattr(UntypedStorage, name)))
+        self._replace(TypedStorage, "__getitem__", self._typed(TypedStorage.__getitem__))
+        for module in (torch, torch.utils.dlpack):
+            self._replace(module, "to_dlpack", self._watched("__dlpack__", module.to_dlpack))
+        self._replace(threading.Thread, "start", self._starting(threading.Thread.start))
         unpack: Any = BackwardCFunction.saved_tensors
 
         def saved_tensors(function: Any) -> tuple[Tensor | None, ...]:
@@ -58,13 +79,30 @@ class Doors:
         knocked = self._knocked
 
         @functools.wraps(method)
-        def watched(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def watched(tensor: Any, *args: Any, **kwargs: Any) -> Any:
             knocked(tensor, name)
+            for other in args:  # of `map_`
+                if isinstance(other, Tensor):
+                    knocked(other, name)
             return method(tensor, *args, **kwargs)
 
         return watched
 
-    def _replace(self, owner: type, name: str, new: object) -> None:
+    def _typed(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(storage: TypedStorage, *args: Any) -> Any:
+            self._knocked(storage._untyped_storage, "__getitem__")
+            return method(storage, *args)
+
+        return watched
+
+    def _starting(self, method: Callable[..., None]) -> Callable[..., None]:
+        def start(thread: threading.Thread) -> None:
+            thread.run = self._within(thread.run)  # type: ignore[method-assign]
+            method(thread)
+
+        return start
+
+    def _replace(self, owner: Any, name: str, new: object) -> None:
         if name in vars(owner):
             old = vars(owner)[name]
             self._undo.append(lambda: setattr(owner, name, old))

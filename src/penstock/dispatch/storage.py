@@ -22,6 +22,7 @@ from torch import Tensor, UntypedStorage
 __all__ = [
     "CAN_SWAP",
     "StorageRef",
+    "address_of",
     "byte_view",
     "give_bytes",
     "has_bytes",
@@ -32,6 +33,9 @@ __all__ = [
 
 storage_of: Callable[[Tensor], UntypedStorage] = torch._C.TensorBase.untyped_storage
 """`Tensor.untyped_storage`, past any override of it (see `dispatch.doors`)."""
+
+address_of: Callable[[Tensor], int] = torch._C.TensorBase.data_ptr
+"""`Tensor.data_ptr`, past any override of it."""
 
 CAN_SWAP = hasattr(torch._C.StorageBase, "_swap_data_ptr_")
 """Can two storages exchange their bytes? Since torch 2.13; without it bytes move by a copy."""

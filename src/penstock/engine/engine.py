@@ -11,6 +11,7 @@ nothing is left to evict does the engine raise `BudgetError`.
 """
 
 import re
+import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, UntypedStorage
 from torch._ops import OpOverload
 
+from penstock.dispatch.clock import Clock
 from penstock.dispatch.generators import draw_of, rewind
 from penstock.dispatch.resident import Meter
 from penstock.dispatch.schema import facts_of, tensors_in
@@ -95,7 +97,10 @@ class Engine:
     ) -> None:
         self.device, self.budget, self.meter, self.base = device, budget, meter, base
         self.manager = ResidencyManager(tiers, verify=verify)
-        self.handler: Execute = self.serve
+        self.clock: Clock | None = None  # which hands every call to `handler`
+        self._lock = threading.RLock()
+        self._is_shared = False  # are there other Python threads that use tensors?
+        self.handler = self.serve
         self.happened = Happened()
         self.log: Log | None = None  # of the step that runs, if it is to be charted
         self.program: Program | None = None
@@ -116,6 +121,17 @@ class Engine:
         self._guarded: defaultdict[int, set[int]] = defaultdict(set)  # source -> dropped, by key
         self._marks: list[int] = []
         self._in_use: set[int] = set()  # keys of what the current call reads: not to be evicted
+
+    @property
+    def handler(self) -> Execute:
+        """What runs the next call."""
+        return self._handler
+
+    @handler.setter
+    def handler(self, run: Execute) -> None:
+        self._handler = run
+        if self.clock is not None:  # one call less for each op than through the engine
+            self.clock.handler = self._alone if self._is_shared else run
 
     # -- steps -------------------------------------------------------------------------------
 
@@ -671,13 +687,50 @@ class Engine:
                 if not keys:
                     del self._guarded[key_of(storage)]
 
+    # -- other threads -----------------------------------------------------------------------
+
+    def share(self) -> None:
+        """From now on, other Python threads run calls of their own, through `visit`."""
+        self._is_shared = True
+        self.handler = self._handler
+
+    def _alone(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with self._lock:
+            return self._handler(func, args, kwargs)
+
+    def visit(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call of another thread: it is no part of the step, but finds its bytes."""
+        held: list[tuple[Resident, int]] = []
+        with self._lock:
+            in_use = self._in_use
+            self._attend(args, kwargs)
+            for key in self._keys(args, kwargs):
+                if (resident := self.manager.known.get(key)) is not None:
+                    held.append((resident, resident.exposed))
+                    resident.exposed = _FOREVER
+            self._in_use = in_use
+        try:
+            return func(*args, **kwargs)
+        finally:
+            for resident, exposed in held:
+                resident.exposed = exposed
+
     # -- looking -----------------------------------------------------------------------------
 
-    def knock(self, tensor: Tensor, door: str) -> None:
-        """Python reaches for a tensor's bytes without an op (see `dispatch.doors`)."""
-        if tensor.device.type != self.device.type or tensor.layout is not torch.strided:
+    def knock(self, reached: Tensor | UntypedStorage, door: str) -> None:
+        """Python reaches for bytes without an op (see `dispatch.doors`)."""
+        if reached.device.type != self.device.type:
             return
-        storage = storage_of(tensor)
+        if isinstance(reached, UntypedStorage):
+            storage = reached
+        elif reached.layout is torch.strided:
+            storage = storage_of(reached)
+        else:
+            return
+        with self._lock:
+            self._let_in(storage, door)
+
+    def _let_in(self, storage: UntypedStorage, door: str) -> None:
         resident = self.manager.known.get(key_of(storage))
         if resident is None:
             if door in ("saved_tensors", "untyped_storage") or storage.nbytes() < _SMALL:

@@ -39,6 +39,7 @@ class Copy:
         "finished",
         "holder",
         "inward",
+        "is_in_place",
         "is_queued",
         "nbytes",
         "ready",
@@ -61,6 +62,7 @@ class Copy:
         self.error: BaseException | None = None
         self.was_called_back = False
         self.is_queued = False
+        self.is_in_place = inward and holder is not None  # into the value's own storage
         self.ready: torch.cuda.Event | None = None  # the device has made what is copied
         self.finished: torch.cuda.Event | None = None  # the device's side of the copy has ended
         self._cancelled = False
@@ -155,8 +157,10 @@ class ThreadLane:
                 if copy.holder is None:
                     copy.holder = UntypedStorage(copy.nbytes, device=self._device)
                 elif copy.holder.nbytes() != copy.nbytes:
-                    copy.holder.resize_(copy.nbytes)  # without CAN_SWAP: the storage itself
+                    copy.holder.resize_(copy.nbytes)
                 self._store.read(copy.extent, copy.holder)
+                if copy.is_in_place and self._stream is None:
+                    copy.holder = None  # it is the value's own storage: do not keep that alive
             else:
                 assert copy.holder is not None
                 self._store.write(copy.holder, copy.extent, copy.is_cancelled)

@@ -213,7 +213,13 @@ class ResidencyManager:
         if storage is None:
             return
         if resident.place is not Place.HERE and CAN_SWAP and has_bytes(storage):
-            self._arrived(resident)  # a transition was interrupted after its exchange of bytes
+            # A transition was interrupted, before or after its exchange of bytes.
+            copy = resident.copy
+            if resident.extent is not None and (
+                copy is None or copy.is_done() or not copy.is_queued
+            ):
+                self._release(resident)
+            self._arrived(resident)
         match resident.place:
             case Place.HERE:
                 return
@@ -282,8 +288,8 @@ class ResidencyManager:
             if copy.error is not None:
                 resident.place = Place.AWAY
                 raise _told(copy.error)
-        assert copy.holder is not None
-        give_bytes(storage, copy.holder)
+        if copy.holder is not None:  # else they were read into the storage itself
+            give_bytes(storage, copy.holder)
         self._release(resident)
         self._arrived(resident)
 
@@ -369,7 +375,7 @@ class ResidencyManager:
 def _checksum(storage: UntypedStorage) -> int:
     # A copy, because numpy would mark the storage itself as shared.
     copied = byte_view(storage).to("cpu", copy=True)
-    return zlib.crc32(torch.Tensor.numpy(copied).data)
+    return zlib.crc32(torch._C.TensorBase.numpy(copied).data)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

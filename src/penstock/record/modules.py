@@ -56,7 +56,8 @@ class ModulePaths:
         if self._stack:
             path = self._stack[-1]
             if not backward:
-                self._made_in[_next_sequence_number() - 1] = path
+                # Only the first op to see a number made the node; later ones may make none.
+                self._made_in.setdefault(_next_sequence_number() - 1, path)
             return path
         if backward and (node := _current_node()) is not None:
             return self._made_in.get(node._sequence_nr(), "")

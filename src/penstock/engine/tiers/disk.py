@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import UntypedStorage
 
-from penstock.dispatch.storage import byte_view
+from penstock.dispatch.storage import address_of, byte_view
 from penstock.engine.extents import Extent, Extents
 from penstock.engine.tiers import Cancelled
 from penstock.errors import TierError, UsageError, mib
@@ -149,19 +149,20 @@ class DiskStore:
         at: int,
         verb: str,
     ) -> None:
-        done = 0
+        done, before = 0, -1
         while done < len(memory):
             try:
                 moved = call(self._file, [memory[done:]], at + done)
             except OSError as error:
                 raise self._failed(error, f"cannot {verb} {mib(len(memory))}") from None
-            if moved <= 0:
+            if moved <= 0 or done == before:
                 raise TierError(
                     f"the disk tier under {self.directory} ended after {done} of {len(memory)} "
                     f"bytes of a {verb}; the file system is damaged or the disk was removed"
                 )
+            before = done
             done += moved
-            if self.is_direct and done % _BLOCK and done < len(memory):
+            if self.is_direct and done < len(memory):
                 done -= done % _BLOCK  # direct transfers start at block boundaries
 
     def _failed(self, error: OSError, what: str) -> TierError:
@@ -256,7 +257,7 @@ class _Window:
     ) -> None:
         self._storage, self._offset, self._nbytes = storage, offset, nbytes
         self._bytes = byte_view(storage)[offset : offset + nbytes]
-        address = self._bytes.data_ptr()
+        address = address_of(self._bytes)
         self._in_place = _is_aligned(storage, offset) and nbytes % _BLOCK == 0
         whole_blocks = -(-nbytes // _BLOCK) * _BLOCK
         if self._in_place:
@@ -275,7 +276,7 @@ class _Window:
             return
         if self._bytes.device.type == "cpu":
             # On one thread and without the interpreter lock, unlike torch's own copy.
-            ctypes.memmove(_address(self.memory), self._bytes.data_ptr(), self._nbytes)
+            ctypes.memmove(_address(self.memory), address_of(self._bytes), self._nbytes)
         else:
             self._staged().copy_(self._bytes)
 
@@ -283,7 +284,7 @@ class _Window:
         if self._in_place:
             return
         if self._bytes.device.type == "cpu":
-            ctypes.memmove(self._bytes.data_ptr(), _address(self.memory), self._nbytes)
+            ctypes.memmove(address_of(self._bytes), _address(self.memory), self._nbytes)
         else:
             self._bytes.copy_(self._staged())
 
