@@ -4,16 +4,16 @@ import gc
 import hashlib
 import multiprocessing
 import os
+import sys
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-from penstock.dispatch import storage
-from penstock.engine import engine, residency
 from penstock.session import StepReport, _settle, fit
 from penstock.simulate.least import least_budget
 from penstock.zoo import Workload, workload
@@ -27,6 +27,7 @@ __all__ = [
     "digest",
     "settle",
     "state_of",
+    "users_of_exchange",
     "without_exchange",
 ]
 
@@ -120,10 +121,15 @@ def compare(name: str, budget: str, steps: int, **options: Any) -> Compared:
     )
 
 
+def users_of_exchange() -> list[ModuleType]:
+    """The modules that ask whether two storages can exchange their bytes."""
+    loaded = [module for name, module in sys.modules.items() if name.startswith("penstock.")]
+    return [module for module in loaded if hasattr(module, "CAN_SWAP")]
+
+
 def without_exchange(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Call `function` as under a torch that cannot exchange the bytes of storages. For `apart`."""
-    for module in (storage, residency, engine):
-        assert hasattr(module, "CAN_SWAP")
+    for module in users_of_exchange():
         module.CAN_SWAP = False
     return function(*args, **options)
 

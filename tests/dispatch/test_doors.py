@@ -4,13 +4,14 @@ import copy
 import ctypes
 import io
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch.autograd.function import BackwardCFunction
 
 from penstock.dispatch.doors import Doors
@@ -33,6 +34,15 @@ def saved(tensor: Tensor) -> object:
     return torch.load(file)
 
 
+def in_thread(reach: Callable[[], object]) -> object:
+    """What `reach` gives in a thread of its own, as an asynchronous checkpoint would call it."""
+    found: list[object] = []
+    thread = threading.Thread(target=lambda: found.append(reach()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
 DOORS: dict[str, Callable[[Tensor], object]] = {
     "numpy": lambda t: t.numpy(),
     "numpy, forced": lambda t: t.numpy(force=True),
@@ -50,6 +60,27 @@ DOORS: dict[str, Callable[[Tensor], object]] = {
     "torch.save": saved,
     "share_memory_": lambda t: t.share_memory_(),
     "clone": torch.clone,
+    "to_dlpack": lambda t: torch.from_dlpack(torch.utils.dlpack.to_dlpack(t)),
+    "apply_": lambda t: t.apply_(lambda one: one),
+    "map_": lambda t: t.map_(t, lambda one, _: one),
+    "map_, other": lambda t: torch.zeros(t.numel()).map_(t, lambda _, other: other),
+    "map2_": lambda t: t.map2_(t, t, lambda one, _, __: one),
+    "repr": lambda t: eval(repr(t), {"tensor": torch.tensor}),
+    "format": lambda t: eval(f"{t}", {"tensor": torch.tensor}),
+    "an op in a thread": lambda t: in_thread(t.clone),
+    "numpy in a thread": lambda t: in_thread(t.numpy),
+}
+
+
+SLOW = {"item", "iter", "storage", "repr", "format", "apply_", "map_", "map_, other", "map2_"}
+"""What calls Python for each element, or shows only a few of many."""
+
+KEPT: dict[str, Callable[[UntypedStorage], object]] = {
+    "getitem": lambda s: [s[n] for n in range(s.nbytes())],
+    "tolist": lambda s: s.tolist(),
+    "clone": lambda s: s.clone().tolist(),
+    "cpu": lambda s: s.cpu().tolist(),
+    "tensor": lambda s: torch.empty(0, dtype=torch.uint8).set_(s).tolist(),
 }
 
 
@@ -68,12 +99,20 @@ def evict(session: Session, tensor: Tensor) -> None:
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_an_evicted_tensor_shows_its_bytes_at_every_door(session: Session, door: str) -> None:
-    a = torch.randn(50 if door in ("item", "iter", "storage") else NUMEL)
+    a = torch.randint(0, 1000, (50 if door in SLOW else NUMEL,)).float()  # shown in full
     bits = a.clone()
     evict(session, a)
     found = DOORS[door](a)
     assert torch.equal(torch.as_tensor(found), bits)
     assert torch.equal(a, bits)
+
+
+@pytest.mark.parametrize("reach", KEPT)
+def test_a_storage_that_was_kept_shows_the_bytes(session: Session, reach: str) -> None:
+    a = torch.arange(100, dtype=torch.uint8)
+    storage = a.untyped_storage()
+    evict(session, a)
+    assert KEPT[reach](storage) == list(range(100))
 
 
 def test_a_dropped_tensor_is_remade_at_a_door(session: Session) -> None:

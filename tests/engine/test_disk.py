@@ -156,9 +156,10 @@ def test_a_transfer_that_ends_early_is_an_error(store: DiskStore, monkeypatch) -
         store.read(extent, UntypedStorage(2 * MIB))
 
 
-def test_a_cut_file_is_an_error(store: DiskStore) -> None:
+@pytest.mark.parametrize("left", [0, MIB, MIB + 100])
+def test_a_cut_file_is_an_error(store: DiskStore, left: int) -> None:
     extent = write(store, noise(4 * MIB))
-    os.ftruncate(store._file, extent.offset + MIB)
+    os.ftruncate(store._file, extent.offset + left)
     with pytest.raises(TierError, match="damaged or the disk was removed"):
         store.read(extent, UntypedStorage(4 * MIB))
 

@@ -12,7 +12,7 @@ from gates import GatedStore, managing
 from penstock.dispatch.storage import CAN_SWAP, StorageRef, has_bytes
 from penstock.engine.residency import Place, ResidencyManager
 from penstock.errors import InternalError, TierError
-from runs import DEVICES, MIB
+from runs import DEVICES, MIB, users_of_exchange
 
 NOTHING: Callable[[int], None] = lambda nbytes: None  # noqa: E731
 
@@ -28,8 +28,8 @@ def exchange(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     if request.param == "swaps" and not CAN_SWAP:
         pytest.skip("this torch cannot exchange the bytes of storages")
     if request.param == "copies":
-        monkeypatch.setattr("penstock.dispatch.storage.CAN_SWAP", False)
-        monkeypatch.setattr("penstock.engine.residency.CAN_SWAP", False)
+        for module in users_of_exchange():
+            monkeypatch.setattr(module, "CAN_SWAP", False)
     return request.param
 
 
@@ -210,9 +210,7 @@ def test_a_copy_that_ended_before_it_was_called_back_is_fetched(manager, store, 
 
 
 @pytest.mark.parametrize("when", ["away", "leaving", "arriving"])
-def test_what_dies_gives_its_space_back(manager, store, device, exchange, when: str) -> None:
-    if exchange == "copies" and when == "arriving":
-        pytest.skip("the copy in works on the storage itself and keeps it alive")
+def test_what_dies_gives_its_space_back(manager, store, device, when: str) -> None:
     a = noise(device)
     resident = manager.meet(a.untyped_storage())
     if when == "leaving":
@@ -350,7 +348,9 @@ def test_a_full_tier_leaves_the_storage_as_it_is(device, exchange) -> None:
         assert_here(manager, a, bits)
 
 
-def test_an_interrupted_eviction_loses_nothing(manager, device, exchange, monkeypatch) -> None:
+def test_an_interrupted_eviction_loses_nothing(
+    manager, store, device, exchange, monkeypatch
+) -> None:
     if exchange == "copies":
         pytest.skip("without an exchange of bytes there is no moment between")
 
@@ -366,8 +366,10 @@ def test_an_interrupted_eviction_loses_nothing(manager, device, exchange, monkey
             manager.evict(resident, "host")
     manager.bring_back(resident, NOTHING)
     assert_here(manager, a, bits)
+    assert in_use(manager, store) == 0
     manager.bring_back(leave(manager, a), NOTHING)
     assert_here(manager, a, bits)
+    assert in_use(manager, store) == 0
 
 
 def test_verifying_finds_bytes_that_changed_while_they_were_away(device, exchange) -> None:
