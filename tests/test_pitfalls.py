@@ -23,6 +23,7 @@ import io
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -334,3 +335,33 @@ def test_values_can_be_read_after_the_session_whatever_was_away(
     assert kept[-1].sum().isfinite()
     assert not [t for t in threading.enumerate() if t.name.startswith("penstock")]
     assert sum(one.nbytes for one in kept) == 4 * ROWS * WIDTH * 4 == 8 * MIB
+
+
+def test_another_thread_reads_what_the_step_moves(device: str, tmp_path: Path) -> None:
+    """A logger or an asynchronous checkpoint reads while values come and go."""
+
+    def watched(steps: int) -> tuple[list[str], list[str]]:
+        """The checksums of the training, and those that a thread made of a layer's outputs."""
+        training = Training(stack, device)
+        outputs: SimpleQueue[Tensor | None] = SimpleQueue()
+        read: list[str] = []
+
+        def reader() -> None:
+            while (output := outputs.get()) is not None:
+                read.extend(digest([output * 2]))
+
+        thread = threading.Thread(target=reader)
+        thread.start()
+        for layer in training.model:
+            layer.register_forward_hook(lambda _m, _i, out: outputs.put(out.detach()))
+        try:
+            return training.run(steps), read
+        finally:
+            outputs.put(None)
+            thread.join()
+
+    expected = watched(5)
+    with session(tmp_path, device) as running:
+        assert watched(5) == expected
+    assert len(expected[1]) == 5 * 5
+    assert sum(planned(running)[-1].traffic.values()) > 0
