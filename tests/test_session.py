@@ -10,6 +10,9 @@ from runs import MIB, Compared, apart, compare
 STEPS = 5
 """Two are recorded, one runs the first plan, the others the plan made with what that one measured."""
 
+# One op of these needs more than 60 % at once.
+SHARES = {"vgg-inplace": "90%", "adamw-fused": "80%", "adamw-foreach": "80%", "adamw-loop": "80%"}
+
 UNPLANNABLE = {"moe", "varying"}
 """Their steps change, so which of them run as planned is not fixed."""
 
@@ -38,7 +41,8 @@ def assert_within_budget(found: Compared) -> None:
 def test_losses_and_state_are_those_of_plain_pytorch_and_the_peak_is_in_the_budget(
     name: str, tmp_path: Path
 ) -> None:
-    found = apart(compare, name, "60%", STEPS, tier=f"disk:{tmp_path}")
+    share = SHARES.get(name, "60%")
+    found = apart(compare, name, share, STEPS, tier=f"disk:{tmp_path}")
     assert_same_bits(found)
     if name in LARGE:
         assert_within_budget(found)
@@ -62,5 +66,5 @@ def test_losses_and_state_are_those_of_plain_pytorch_and_the_peak_is_in_the_budg
 )
 def test_no_policy_changes_a_bit(name: str, policy: str, tmp_path: Path) -> None:
     options = {"tier": f"disk:{tmp_path}", "policy": policy, "verify": True}
-    found = apart(compare, name, "60%", STEPS, **options)
+    found = apart(compare, name, SHARES.get(name, "60%"), STEPS, **options)
     assert_same_bits(found)
