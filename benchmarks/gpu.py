@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from penstock import zoo
+from penstock.api import fit
 from penstock.errors import BudgetError
-from penstock.session import fit
 from penstock.zoo import workloads
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -36,8 +36,8 @@ def child(name: str, size: str, budget: str | None, policy: str, device: str) ->
     from torch import Tensor
 
     import penstock  # noqa: F401  (asks torch for huge pages, here and in the plain run alike)
+    from penstock.api import fit
     from penstock.dispatch.resident import TightAllocator, live_tensor_bytes, meter_for
-    from penstock.session import fit
     from penstock.zoo.workloads import workload
 
     for function in (torch.tanh, torch.exp, torch.log, torch.erf, torch.sqrt, torch.sin):

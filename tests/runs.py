@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from penstock.session import StepReport, _settle, fit
+from penstock.api import fit
+from penstock.session import StepReport, _settle
 from penstock.simulate.least import least_budget
 from penstock.zoo import Workload, workload
 
@@ -49,7 +50,7 @@ settle = _settle
 """Call before a plain run that a session is compared with: MKL picks its vector functions at their
 first use, and two threads that use them first at once may take different ones."""
 
-_PRELOADED = ["torch._dynamo", "transformers.models.gpt2.modeling_gpt2", "penstock.session"]
+_PRELOADED = ["torch._dynamo", "transformers.models.gpt2.modeling_gpt2", "penstock.api"]
 
 
 def digest(tensors: Iterable[torch.Tensor]) -> list[str]:

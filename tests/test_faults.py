@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from penstock.api import fit
 from penstock.errors import BudgetError, TierError, UsageError
-from penstock.session import Session, fit
+from penstock.session import Session
 from runs import MIB, digest, settle
 
 LAYERS, WIDTH, ROWS = 8, 256, 4096

@@ -31,9 +31,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gates import managing
+from penstock.api import fit
 from penstock.dispatch.storage import has_bytes
 from penstock.engine.residency import Place
-from penstock.session import Session, StepReport, fit
+from penstock.session import Session, StepReport
 from runs import DEVICES, MIB, digest, settle
 
 WIDTH, ROWS = 256, 2048

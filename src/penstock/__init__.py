@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 if TYPE_CHECKING:
+    from penstock.api import fit
     from penstock.errors import BudgetError, PenstockError, TierError, UsageError
-    from penstock.session import Session, StepReport, fit
+    from penstock.session import Session, StepReport
 
 __all__ = [
     "BudgetError",
@@ -30,7 +31,7 @@ __all__ = [
     "fit",
 ]
 
-_HOME = {"Session": "session", "StepReport": "session", "fit": "session"}
+_HOME = {"Session": "session", "StepReport": "session", "fit": "api"}
 
 
 def __getattr__(name: str) -> Any:

@@ -70,20 +70,26 @@ def run(
     ] = False,
 ) -> None:
     """Run an unmodified training script inside a memory budget."""
-    from penstock.report.files import ReportingSession
+    from functools import partial
+
+    from penstock.report import files
     from penstock.report.progress import Progress
     from penstock.script import check_script, run_script
+    from penstock.session import Session
 
     check_script(script)
+    for path in report or ():
+        files.check(path)
     progress = Progress(_err)
-    session = ReportingSession(
+    session = Session(
         budget,
         policy=policy,
         tier=tier,
         host_budget=host_budget,
         disk_budget=disk_budget,
         device=device,
-        reports=report or (),
+        charted=bool(report),
+        on_close=partial(files.leave, report or ()),
         on_step=progress.step,
         on_recorded=progress.recorded,
         verify=verify,

@@ -1,11 +1,9 @@
 """A session: record the step, plan it, run the plan, plan again when the step changes."""
 
-import json
 import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -44,7 +42,7 @@ from penstock.simulate.least import least_budget
 from penstock.sizes import Share, parse_budget, parse_size
 from penstock.solve.best import Outcome, outcome
 
-__all__ = ["Session", "StepReport", "fit"]
+__all__ = ["Session", "StepReport"]
 
 
 @dataclass(frozen=True)
@@ -63,51 +61,12 @@ class StepReport:
     events: tuple[str, ...] = ()
 
 
-def fit(
-    budget: str | int | Share | None = None,
-    *,
-    policy: str | Policy = "auto",
-    tier: str | None = None,
-    host_budget: str | None = None,
-    disk_budget: str | None = None,
-    device: str | torch.device | None = None,
-    report: str | os.PathLike[str] | None = None,
-    on_step: Callable[[StepReport], None] | None = None,
-    verify: bool = False,
-) -> "Session":
-    """A session that keeps the training loop inside it within `budget`.
-
-        with penstock.fit(budget="1.5GiB") as session:
-            for batch in loader:
-                loss(model(batch)).backward()
-                optimizer.step()
-                optimizer.zero_grad()
-
-    `budget` is a size (`"1.5GiB"`, bytes), a share of what the step takes without a budget
-    (`"60%"`), or None for all of the device. It covers everything the step needs: parameters,
-    gradients, optimizer state, activations, workspace, allocator slack. `tier` is where values go
-    that do not fit: `"disk"`, `"disk:DIRECTORY"` or `"host"`; by default host memory for a CUDA
-    device and disk for the CPU. `policy` names who plans, with options after a colon.
-
-    The first two steps are recorded, while what does not fit is evicted on demand; then the plan
-    runs. Raises `UsageError` for arguments that make no sense, and from inside the loop
-    `BudgetError` if the step cannot be made to fit, `TierError` if a tier fails.
-    """
-    return Session(
-        budget,
-        policy=policy,
-        tier=tier,
-        host_budget=host_budget,
-        disk_budget=disk_budget,
-        device=device,
-        report=report,
-        on_step=on_step,
-        verify=verify,
-    )
-
-
 class Session:
-    """One training loop under a budget. Made by `fit`; a context manager."""
+    """One training loop under a budget. Made by `penstock.fit`; a context manager.
+
+    `charted`: measure every planned step op by op, for reports. `on_close` is called with the
+    session when it has ended, however it ended.
+    """
 
     _running: "Session | None" = None
 
@@ -120,7 +79,8 @@ class Session:
         host_budget: str | None = None,
         disk_budget: str | None = None,
         device: str | torch.device | None = None,
-        report: str | os.PathLike[str] | None = None,
+        charted: bool = False,
+        on_close: Callable[["Session"], None] | None = None,
         on_step: Callable[[StepReport], None] | None = None,
         on_recorded: Callable[[Trace], None] | None = None,
         verify: bool = False,
@@ -134,12 +94,12 @@ class Session:
         self._tier = tier
         self._host_budget = None if host_budget is None else parse_size(host_budget, "host budget")
         self._disk_budget = None if disk_budget is None else parse_size(disk_budget, "disk budget")
-        self._report = report
+        self._on_close = on_close
         self._on_step = on_step
         self._verify = verify
         self._on_recorded = on_recorded
         self._base_at_first_tensor = base_at_first_tensor
-        self._charted = report is not None  # every step, not only the first planned ones
+        self._charted = charted  # every step, not only the first planned ones
         self._optimizers: list[int] = []  # ids, in the order in which they were first seen
         self.measured: Timeline | None = None  # of the last charted step
         self.samples: list[tuple[float, int]] = []  # of the same: seconds, bytes held
@@ -214,8 +174,8 @@ class Session:
                 self._allocator.close()
             if isinstance(self.meter, CudaMeter):
                 torch.cuda.set_per_process_memory_fraction(1.0, self.device)
-            if self._report is not None:
-                self.save(self._report)
+            if self._on_close is not None:
+                self._on_close(self)
 
     # -- steps -------------------------------------------------------------------------------
 
@@ -415,9 +375,6 @@ class Session:
             else {"peak": self.trace.peak + self.trace.slack, "seconds": self.trace.seconds},
             "steps": [asdict(report) for report in self.reports],
         }
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        Path(path).write_text(json.dumps(self.summary(), indent=1))
 
 
 def _forked() -> None:

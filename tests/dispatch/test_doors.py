@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, UntypedStorage
 from torch.autograd.function import BackwardCFunction
 
+from penstock.api import fit
 from penstock.dispatch.doors import Doors
 from penstock.dispatch.storage import has_bytes, storage_of
-from penstock.session import Session, fit
+from penstock.session import Session
 
 NUMEL = 50_000
 

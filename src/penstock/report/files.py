@@ -6,36 +6,12 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from penstock.errors import UsageError
 from penstock.report.document import Json, document
 from penstock.session import Session
 
-__all__ = ["ReportingSession", "check", "write"]
-
-
-class ReportingSession(Session):
-    """A session that leaves a report in each of `reports` when it ends, however it ends."""
-
-    def __init__(self, *args: Any, reports: Sequence[Path] = (), **options: Any) -> None:
-        for path in reports:
-            check(path)
-        super().__init__(*args, report=reports[0] if reports else None, **options)
-        self._reports = tuple(reports)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the reports; `path` is the first of them.
-
-        A training that has ended well, or with an error of its own, is not to end with one of ours
-        because the disk has filled since `check`: that is a warning.
-        """
-        body = document(self)
-        for each in self._reports or (Path(path),):
-            try:
-                write(each, body)
-            except OSError as error:
-                warnings.warn(f"cannot write report {each}: {error.strerror}", stacklevel=2)
+__all__ = ["check", "leave", "write"]
 
 
 def check(path: Path) -> None:
@@ -52,6 +28,22 @@ def check(path: Path) -> None:
         raise UsageError(
             f"cannot write report {path}: {error.strerror}; name a directory that you may write to"
         ) from None
+
+
+def leave(paths: Sequence[Path], session: Session) -> None:
+    """Write the reports of a session that has ended.
+
+    A training that has ended well, or with an error of its own, is not to end with one of ours
+    because the disk has filled since `check`: that is a warning.
+    """
+    if not paths:
+        return
+    body = document(session)
+    for path in paths:
+        try:
+            write(path, body)
+        except OSError as error:
+            warnings.warn(f"cannot write report {path}: {error.strerror}", stacklevel=2)
 
 
 def write(path: Path, body: Json) -> None:

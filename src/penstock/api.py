@@ -1,0 +1,64 @@
+"""What a training loop calls: `penstock.fit`."""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from penstock.ir.policy import Policy
+from penstock.report import files
+from penstock.session import Session, StepReport
+from penstock.sizes import Share
+
+__all__ = ["fit"]
+
+
+def fit(
+    budget: str | int | Share | None = None,
+    *,
+    policy: str | Policy = "auto",
+    tier: str | None = None,
+    host_budget: str | None = None,
+    disk_budget: str | None = None,
+    device: str | torch.device | None = None,
+    report: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    on_step: Callable[[StepReport], None] | None = None,
+    verify: bool = False,
+) -> Session:
+    """A session that keeps the training loop inside it within `budget`.
+
+        with penstock.fit(budget="1.5GiB") as session:
+            for batch in loader:
+                loss(model(batch)).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+    `budget` is a size (`"1.5GiB"`, bytes), a share of what the step takes without a budget
+    (`"60%"`), or None for all of the device. It covers everything the step needs: parameters,
+    gradients, optimizer state, activations, workspace, allocator slack. `tier` is where values go
+    that do not fit: `"disk"`, `"disk:DIRECTORY"` or `"host"`; by default host memory for a CUDA
+    device and disk for the CPU. `policy` names who plans, with options after a colon. `report` is
+    one or several files, `.html` or `.json`, that are written when the session ends.
+
+    The first two steps are recorded, while what does not fit is evicted on demand; then the plan
+    runs. Raises `UsageError` for arguments that make no sense, and from inside the loop
+    `BudgetError` if the step cannot be made to fit, `TierError` if a tier fails.
+    """
+    given = [report] if isinstance(report, str | os.PathLike) else report
+    paths = [Path(one) for one in given]
+    for path in paths:
+        files.check(path)
+    return Session(
+        budget,
+        policy=policy,
+        tier=tier,
+        host_budget=host_budget,
+        disk_budget=disk_budget,
+        device=device,
+        charted=bool(paths),
+        on_close=partial(files.leave, paths),
+        on_step=on_step,
+        verify=verify,
+    )
