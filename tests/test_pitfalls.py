@@ -160,7 +160,8 @@ def test_05_what_is_never_finished_leaves_nothing(device: str, tmp_path: Path) -
             alive = sum(resident.nbytes for resident in manager.known.values())
             left.append((alive, manager.tiers["disk"].store.used()))
     assert training.seen == plain.seen
-    assert left[2] == left[1]  # nothing grows
+    assert left[2][0] <= left[1][0], left  # nothing grows
+    assert left[2][1] <= max(left[0][1], left[1][1]), left
     assert left[2][1] == 0
     assert running.reports[-1].mode == "planned"  # and the plan was found again
 

@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_out = Console()
+_out = Console(width=None if sys.stdout.isatty() else 160)  # a file has no width to fit into
 _err = Console(stderr=True, highlight=False)
 
 _SCRIPT = {
@@ -230,7 +230,7 @@ def list_policies() -> None:
 
     for name in policies.names():
         document = sys.modules[policies.load(name).__module__].__doc__ or ""
-        _out.print(document.strip().splitlines()[0], markup=False)
+        _out.print(document.strip().splitlines()[0], markup=False, soft_wrap=True)
 
 
 def main() -> None:

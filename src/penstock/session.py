@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -405,11 +405,17 @@ def _settle() -> None:
     """Do once, small and on one thread, what would otherwise disturb the first step.
 
     The first call into MKL's vector functions picks their implementation; made by two threads at
-    once, one of them may briefly run another one, of other accuracy. And compiling the simulator
-    takes memory that is not the step's.
+    once, one of them may briefly run another one, of other accuracy. And what libraries set up when
+    they are first used (torch's compiler, which the first optimizer imports; oneDNN; autograd; our
+    compiled simulator) takes memory that is not the step's. Draws no random number.
     """
     few = torch.linspace(0.1, 0.9, 8)
     for function in (torch.tanh, torch.exp, torch.log, torch.erf, torch.sqrt, torch.sin):
         function(few)
+    with torch.enable_grad():
+        weight = torch.linspace(-1, 1, 3 * 3 * 3 * 3).view(3, 3, 3, 3).requires_grad_()
+        seen = torch.nn.functional.conv2d(torch.ones(1, 3, 8, 8), weight).flatten(1)
+        (seen @ torch.ones(seen.shape[1], 4)).softmax(1).square().mean().backward()
+    SGD([weight], lr=0.0).step()
     tiny = parse("f a x:I1 -> h:A1 1us")
     outcome(Problem(tiny, Machine(describe(torch.device("cpu"), ()).device), 1 << 20), Plan())
