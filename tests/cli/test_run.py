@@ -14,12 +14,12 @@ from command import Penstock
 MIB = 1 << 20
 
 
-def test_a_script_in_half_its_memory_gives_the_losses_of_plain_python(
+def test_a_script_in_three_quarters_of_its_memory_gives_the_losses_of_plain_python(
     script: Path, tmp_path: Path
 ) -> None:
     plain, under = tmp_path / "plain", tmp_path / "under"
     subprocess.run([sys.executable, script, plain, "5"], check=True)
-    command = [sys.executable, "-m", "penstock", "run", "--budget", "50%", script, under, "5"]
+    command = [sys.executable, "-m", "penstock", "run", "--budget", "75%", script, under, "5"]
     ended = subprocess.run(command, check=True, capture_output=True, text=True)
     assert under.read_text() == plain.read_text()
     assert ended.stderr == ""  # nobody watches, so nothing is said
@@ -27,7 +27,7 @@ def test_a_script_in_half_its_memory_gives_the_losses_of_plain_python(
 
 def test_on_a_terminal_every_step_is_one_line(script: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "penstock", "run", "-b", "50%", script, tmp_path / "out", "5"]
+    command = [sys.executable, "-m", "penstock", "run", "-b", "75%", script, tmp_path / "out", "5"]
     running = subprocess.Popen(command, stderr=theirs, env={**os.environ, "COLUMNS": "200"})
     os.close(theirs)
     said = ""
