@@ -142,7 +142,6 @@ class Session:
             share = min(1.0, self.asked / self.machine.device.memory)
             torch.cuda.set_per_process_memory_fraction(share, self.device)
         self._recorder = Recorder(self.device, self.meter)
-        self._recorder.open()
         self._doors = Doors(self._knock, self._in_thread)
         self._doors.open()
         self._hooks = [
@@ -188,10 +187,12 @@ class Session:
     def _begin(self) -> None:
         self._traffic = dict(self.engine.manager.statistics.traffic)
         if self._recording:
+            self._recorder.open()
             self._recorder.begin()
             self.engine.tolerant = True
             self.engine.begin_step(self._recorder.run)
         else:
+            self._recorder.pause()
             young = any(course.is_young for course in self._planner.courses)
             # A young plan does not know yet how much the device holds beyond values.
             self.engine.tolerant = young
@@ -310,10 +311,12 @@ class Session:
     # -- what torch tells ------------------------------------------------------------------------
 
     def _before_optimizer(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        self._recorder.optimizer_begins(optimizer)
+        if self._recording:
+            self._recorder.optimizer_begins(optimizer)
 
     def _after_optimizer(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        self._recorder.optimizer_ends(optimizer)
+        if self._recording:
+            self._recorder.optimizer_ends(optimizer)
         is_new = id(optimizer) not in self._optimizers
         if is_new:
             # A step has one call of each optimizer: it ends with the one that was met last. What

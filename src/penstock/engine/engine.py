@@ -111,6 +111,7 @@ class Engine:
         self._tier = tiers[0].store.name if tiers else ""
         self._absent = self.manager.absent
         self._tick = 0
+        self._views: set[OpOverload] = set()  # calls that move no byte, met so far
         self._funcs: tuple[OpOverload | None, ...] = (None,)
         self._instructions: tuple[Instruction | None, ...] = ()
         self._index = 0
@@ -204,6 +205,8 @@ class Engine:
         """Run a call of a step whose course is known."""
         index = self._index
         if func is not self._funcs[index]:
+            if func in self._views:
+                return func._op(*args, **kwargs)  # what `func` itself calls, one frame sooner
             return self._off_program(func, args, kwargs)
         self._index = index + 1
         instruction = self._instructions[index]
@@ -212,7 +215,7 @@ class Engine:
                 self._attend(args, kwargs)
             if self.log is None:
                 try:
-                    return func(*args, **kwargs)
+                    return func._op(*args, **kwargs)
                 except RuntimeError as error:
                     return self._retry(error, func, args, kwargs)
             instruction = _NOTHING
@@ -221,7 +224,9 @@ class Engine:
     def _off_program(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         facts = facts_of(func)
         if facts.is_view:
-            if not CAN_SWAP and self._absent:
+            if CAN_SWAP:
+                self._views.add(func)
+            elif self._absent:
                 self._attend(args, kwargs)
             return func(*args, **kwargs)
         self._lose_track(facts.name)

@@ -35,7 +35,8 @@ class ModulePaths:
         self._hooks: list[RemovableHandle] = []
 
     def open(self) -> None:
-        self._hooks = [
+        """Watch which module runs. Idempotent, like `close`."""
+        self._hooks = self._hooks or [
             register_module_forward_pre_hook(self._enter),
             register_module_forward_hook(self._leave, always_call=True),
         ]

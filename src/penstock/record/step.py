@@ -61,6 +61,10 @@ class Recorder:
     def open(self) -> None:
         self._paths.open()
 
+    def pause(self) -> None:
+        """Until the next `open` no step is recorded: modules need not be watched."""
+        self._paths.close()
+
     def close(self) -> None:
         self._paths.close()
         self._alive.clear()
