@@ -1,5 +1,6 @@
 """A session: record the step, plan it, run the plan, plan again when the step changes."""
 
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -115,6 +116,7 @@ class Session:
         if Session._running is not None:
             raise UsageError("a Penstock session is already running in this process")
         _settle()
+        gc.collect()  # tensors that only cycles keep would count against the budget
         on_cpu = self.device.type == "cpu"
         self._allocator = TightAllocator() if on_cpu else None
         self.meter = meter_for(self.device)
