@@ -240,7 +240,12 @@ class Engine:
             if self._index < len(program.trace.ops)
             else "the end of the step"
         )
-        self.happened.note(f"fallback: {name} came where {expected} was recorded")
+        self._fall_back(f"{name} came where {expected} was recorded")
+
+    def _fall_back(self, why: str) -> None:
+        """Serve from here on. The step was not planned, so an overrun is noted, as in a recorded one."""
+        self.happened.note(f"fallback: {why}")
+        self.tolerant = True
         self.handler = self.serve
 
     def _carry_out(
@@ -347,8 +352,7 @@ class Engine:
             if same_start and self._marks == sizes[: len(self._marks)]:
                 self._enter(other, self._index)
                 return
-        self.happened.note("fallback: the step has another shape than any recorded one")
-        self.handler = self.serve
+        self._fall_back("the step has another shape than any recorded one")
 
     # -- serving -----------------------------------------------------------------------------
 
