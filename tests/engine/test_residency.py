@@ -382,3 +382,14 @@ def test_verifying_finds_bytes_that_changed_while_they_were_away(device, exchang
         store._place(resident.extent, 5)[3] += 1
         with pytest.raises(InternalError, match="other bytes"):
             manager.bring_back(resident, NOTHING)
+
+
+def test_what_other_threads_use_stays_until_the_last_has_left(device: str, exchange: bool) -> None:
+    tensor = torch.randn(100_000, device=device)
+    with managing(torch.device(device)) as (manager, _):
+        resident = manager.meet(tensor.untyped_storage())
+        seen = []
+        for visitors in (2, 1, 0):
+            resident.visitors = visitors
+            seen.append(manager.is_movable(resident, 1))
+    assert seen == [False, False, True]

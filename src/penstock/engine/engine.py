@@ -709,20 +709,20 @@ class Engine:
 
     def visit(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call of another thread: it is no part of the step, but finds its bytes."""
-        held: list[tuple[Resident, int]] = []
         with self._lock:
             in_use = self._in_use
             self._attend(args, kwargs)
-            for key in self._keys(args, kwargs):
-                if (resident := self.manager.known.get(key)) is not None:
-                    held.append((resident, resident.exposed))
-                    resident.exposed = _FOREVER
             self._in_use = in_use
+            found = (self.manager.known.get(key) for key in self._keys(args, kwargs))
+            visited = [resident for resident in found if resident is not None]
+            for resident in visited:
+                resident.visitors += 1
         try:
             return func(*args, **kwargs)
         finally:
-            for resident, exposed in held:
-                resident.exposed = exposed
+            with self._lock:
+                for resident in visited:
+                    resident.visitors -= 1
 
     # -- looking -----------------------------------------------------------------------------
 

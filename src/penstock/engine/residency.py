@@ -64,6 +64,7 @@ class Resident:
     touched: int = 0  # the engine's tick when an op last used it
     value: int | None = None  # the value of the followed trace that it holds now
     exposed: int = 0  # not to be moved before this tick: someone may hold its address
+    visitors: int = 0  # calls of other threads that use it now
     checksum: int | None = None
 
 
@@ -124,6 +125,7 @@ class ResidencyManager:
         return (
             resident.place is Place.HERE
             and resident.exposed <= tick
+            and not resident.visitors
             and storage is not None
             and storage.resizable()  # not shared with numpy or another process
             and storage.nbytes() == resident.nbytes
