@@ -384,7 +384,7 @@ def test_verifying_finds_bytes_that_changed_while_they_were_away(device, exchang
             manager.bring_back(resident, NOTHING)
 
 
-def test_what_other_threads_use_stays_until_the_last_has_left(device: str, exchange: bool) -> None:
+def test_what_other_threads_use_stays_until_the_last_has_left(device: str, exchange: str) -> None:
     tensor = torch.randn(100_000, device=device)
     with managing(torch.device(device)) as (manager, _):
         resident = manager.meet(tensor.untyped_storage())

@@ -10,11 +10,11 @@ from torch._ops import OpOverload
 from penstock.dispatch.schema import facts_of
 from penstock.dispatch.storage import StorageRef
 from penstock.errors import TraceError
-from penstock.ir.lineage import lineage
+from penstock.ir.lineage import lineage, sources
 from penstock.ir.plan import Plan, Residency
 from penstock.ir.schedule import Action, Drop, Numbered, Run, Schedule, Wait
 from penstock.ir.timeline import Timeline
-from penstock.ir.trace import Kind, OpIndex, Trace, ValueId
+from penstock.ir.trace import OpIndex, Trace, ValueId
 
 __all__ = ["Discard", "Instruction", "Lineage", "Pass", "Program", "compile_program"]
 
@@ -139,7 +139,7 @@ def compile_program(
         need = fresh + op.workspace
         facts = facts_of(funcs[op.index])
         instruction = Instruction(
-            _with_passes(around.before, remade[op.index]),
+            _with_passes(around.before, remade.get(op.index, {})),
             tuple(
                 (row, Discard(act.value, lineages[act.value, op.index]))
                 if isinstance(act, Drop)
@@ -187,14 +187,7 @@ def _lineages(trace: Trace, plan: Plan) -> dict[tuple[ValueId, OpIndex], Lineage
             return other not in group and residency.holds(other, op)
 
         ops = lineage(trace, value, at, holds)
-        made = {v for op in ops for v in trace.ops[op].writes}
-        sources = {
-            v
-            for op in ops
-            for v in trace.ops[op].reads
-            if not (trace.values[v].kind is Kind.BUFFER and trace.values[v].freed == op)
-        } - made
-        found[value, decision.gap.start] = Lineage(ops, tuple(sorted(sources)))
+        found[value, decision.gap.start] = Lineage(ops, tuple(sorted(sources(trace, ops))))
     return found
 
 

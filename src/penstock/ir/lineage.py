@@ -1,10 +1,10 @@
 """Which ops remake a value: the walk back from it to what is still there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from penstock.ir.trace import Kind, OpIndex, Trace, ValueId
 
-__all__ = ["Gone", "lineage"]
+__all__ = ["Gone", "lineage", "sources"]
 
 
 class Gone(Exception):
@@ -45,3 +45,18 @@ def lineage(
             if becomes or not holds(read, at):
                 pending.append(read)
     return tuple(sorted(needed))
+
+
+def sources(trace: Trace, ops: Iterable[OpIndex]) -> set[ValueId]:
+    """What `ops`, run again, start from: the values that they read and do not make themselves.
+
+    Running statistics that an op overwrites are none: a second run leaves them alone.
+    """
+    again = tuple(ops)
+    made = {value for op in again for value in trace.ops[op].writes}
+    return {
+        value
+        for op in again
+        for value in trace.ops[op].reads
+        if not (trace.values[value].kind is Kind.BUFFER and trace.values[value].freed == op)
+    } - made

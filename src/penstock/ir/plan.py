@@ -1,12 +1,12 @@
 """What to do about a step: decisions about its gaps, and the check that they fit the trace."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self, TypeAlias, assert_never
 
 from penstock.errors import PlanError, TraceError
-from penstock.ir.lineage import Gone, lineage
+from penstock.ir.lineage import Gone, lineage, sources
 from penstock.ir.machine import Machine
 from penstock.ir.trace import Gap, OpIndex, Trace, ValueId
 
@@ -95,7 +95,11 @@ class Residency:
             return False
         if it.freed is not None and it.freed < op:
             return False
-        return not any(start < op < back for start, back in self._away.get(value, ()))
+        return not any(start < op < back for start, back in self.away(value))
+
+    def away(self, value: ValueId) -> Sequence[tuple[int, int]]:
+        """The stretches for which `value` is away: after one op, and until just before another."""
+        return self._away.get(value, ())
 
 
 def check(trace: Trace, plan: Plan, machine: Machine | None = None) -> None:
@@ -125,8 +129,7 @@ def sources_of_remakes(trace: Trace, plan: Plan) -> dict[ValueId, list[OpIndex]]
     for decision in plan.recomputes:
         at = decision.remake_at
         ops = lineage(trace, decision.gap.value, at, residency.holds)
-        made = {value for op in ops for value in trace.ops[op].writes}
-        for value in {value for op in ops for value in trace.ops[op].reads} - made:
+        for value in sources(trace, ops):
             found.setdefault(value, []).append(at)
     return found
 
@@ -208,19 +211,9 @@ def _swap_faults(trace: Trace, swap: Swap) -> Iterator[str]:
 
 def _overlap_faults(trace: Trace, plan: Plan) -> Iterator[str]:
     """Copies out that would start while their value is away."""
-    away: dict[ValueId, list[tuple[int, int]]] = {}
-    for decision in plan.decisions:
-        gap = decision.gap
-        back = decision.prefetch_at if isinstance(decision, Swap) else decision.remake_at
-        if back is None or gap.stop is None:
-            continue
-        if not gap.wraps:
-            away.setdefault(gap.value, []).append((gap.start, back))
-            continue
-        for first in _first_versions(trace, gap):
-            away.setdefault(first, []).append((-1, back))
+    residency = Residency(trace, plan)
     for swap in plan.swaps:
-        for start, end in away.get(swap.gap.value, ()):
+        for start, end in residency.away(swap.gap.value):
             if start < swap.evict_at <= end and start != swap.gap.start:
                 yield (
                     f"value {swap.gap.value} ({trace.describe(swap.gap.value)}): out at op "

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from penstock.ir.lineage import Gone, lineage
+from penstock.ir.lineage import Gone, lineage, sources
 from penstock.ir.plan import Decision, Plan, Residency, Swap
 from penstock.ir.policy import Need, Paper, Problem
 from penstock.ir.trace import Gap, Trace, ValueId
@@ -169,10 +169,10 @@ class Capuchin:
                 ops = lineage(trace, gap.value, gap.stop, residency.holds)
             except Gone:
                 continue
-            made = {v for op in ops for v in trace.ops[op].writes}
-            srcs = {v for op in ops for v in trace.ops[op].reads} - made
             seconds = sum(trace.ops[op].seconds for op in ops)
-            found[gap] = Candidate(gap.value, trace.values[gap.value].nbytes, seconds, srcs)
+            found[gap] = Candidate(
+                gap.value, trace.values[gap.value].nbytes, seconds, sources(trace, ops)
+            )
         return found
 
     def settle(self, problem: Problem, swaps: list[Gap], targets: list[Gap]) -> Outcome:

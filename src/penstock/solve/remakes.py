@@ -12,14 +12,20 @@ def remade_at_need(
 ) -> tuple[list[Recompute], list[Gap]]:
     """The targets that can be remade when they are needed, beside `rest`; and those that cannot."""
     alone = [Recompute(gap, gap.stop) for gap in targets if gap.stop is not None]
-    residency = Residency(trace, rest.plus(alone))
+    lost = _impossible(rest, trace, alone)
+    return [one for one in alone if one.gap not in lost], lost
+
+
+def _impossible(rest: Plan, trace: Trace, remakes: list[Recompute]) -> list[Gap]:
+    """The gaps of those of `remakes` whose lineage is gone when they are due, beside `rest`."""
+    residency = Residency(trace, rest.plus(remakes))
     lost: list[Gap] = []
-    for decision in alone:
+    for decision in remakes:
         try:
             lineage(trace, decision.gap.value, decision.remake_at, residency.holds)
         except Gone:
             lost.append(decision.gap)
-    return [one for one in alone if one.gap not in lost], lost
+    return lost
 
 
 def collective(rest: Plan, trace: Trace, targets: list[Recompute]) -> list[Recompute]:
@@ -40,10 +46,4 @@ def collective(rest: Plan, trace: Trace, targets: list[Recompute]) -> list[Recom
                 if gap.start < when < at[gap]:
                     at[gap] = when
     joined = [Recompute(gap, when) for gap, when in at.items()]
-    moved = Residency(trace, rest.plus(joined))
-    try:
-        for decision in joined:
-            lineage(trace, decision.gap.value, decision.remake_at, moved.holds)
-    except Gone:
-        return []
-    return joined
+    return [] if _impossible(rest, trace, joined) else joined
