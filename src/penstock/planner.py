@@ -33,12 +33,16 @@ _REMEMBERED = 32
 class Course:
     """One shape of the step: its recording, what measured steps taught, the plan in force."""
 
-    recording: Recording
-    slack: int  # bytes held beyond values
+    recording: Recording  # its trace as it is known now: seconds, slack
     outcome: Outcome
     program: Program
     seconds: list[NDArray[np.float64]] = field(default_factory=list)  # by chart: ops x (own, host)
     corrections: int = 0
+
+    @property
+    def slack(self) -> int:
+        """Bytes that the device holds beyond values."""
+        return self.recording.trace.slack
 
     @property
     def is_young(self) -> bool:
@@ -54,9 +58,8 @@ class Planner:
 
     def plan(self, recording: Recording, budget: int) -> Course:
         """Plan a step that was just recorded. Raises `NeedError` if the policy lacks something."""
-        slack = recording.trace.slack
         found = policies.ask(self.policy, Problem(recording.trace, self.machine, budget))
-        course = Course(recording, slack, found, _compiled(recording, found))
+        course = Course(recording, found, _compiled(recording, found))
         others = [other for other in self.courses if not _same_shape(other, course)]
         self.courses = [course, *others][:_REMEMBERED]
         return course
@@ -71,30 +74,27 @@ class Planner:
         is_first = not course.seconds
         course.seconds.append(log.seconds())
         self.machine = log.rates(self.machine)
-        if lacked:  # something was evicted that the plan had room for: it had less
-            course.slack += lacked
-        else:
-            course.slack = max(0, course.slack + peak - measured.peak)
-        self._plan_again(course, budget, keep=not is_first and not lacked)
+        # If something was evicted that the plan had room for, it had less by what it lacked.
+        more = lacked or peak - measured.peak
+        self._plan_again(course, course.slack + more, budget, keep=not is_first and not lacked)
 
     def weigh(self, course: Course, slack: int, budget: int) -> None:
         """The device holds `slack` bytes beyond values now: does that change what was planned?"""
         if slack - course.slack > budget // 200:
-            course.slack = slack
-            self._plan_again(course, budget, keep=True)
+            self._plan_again(course, slack, budget, keep=True)
 
     def correct(self, course: Course, excess: int, budget: int) -> bool:
         """A step of `course` needed `excess` bytes more than planned: should the plan be new?"""
         if excess <= budget // 100 or course.corrections >= _CORRECTIONS:
             return False
         course.corrections += 1
-        course.slack += excess
-        self._plan_again(course, budget, keep=False)
+        self._plan_again(course, course.slack + excess, budget, keep=False)
         return True
 
-    def _plan_again(self, course: Course, budget: int, *, keep: bool) -> None:
+    def _plan_again(self, course: Course, slack: int, budget: int, *, keep: bool) -> None:
         """Plan anew with what was learnt; or `keep` the plan, and predict it better."""
-        trace = course.recording.trace.relearnt(course.slack, _mean(course.seconds))
+        known = course.recording.trace
+        trace = known.relearnt(max(0, slack), _mean(len(known.ops), course.seconds))
         problem = Problem(trace, self.machine, budget)
         found = outcome(problem, course.outcome.plan) if keep else None
         if found is None or found.shortfall > course.outcome.shortfall:
@@ -117,11 +117,9 @@ def _same_shape(one: Course, other: Course) -> bool:
     )
 
 
-def _mean(charts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+def _mean(ops: int, charts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     """Ops x (own, host) seconds; NaN where no chart says anything."""
-    if not charts:
-        return np.full((0, 2), np.nan)
-    stacked = np.stack(charts)
+    stacked = np.stack([np.full((ops, 2), np.nan), *charts])
     times = (~np.isnan(stacked)).sum(axis=0)
     mean: NDArray[np.float64] = np.where(
         times > 0, np.nansum(stacked, axis=0) / np.maximum(times, 1), np.nan

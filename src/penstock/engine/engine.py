@@ -45,13 +45,12 @@ from penstock.ir.schedule import (
     Wait,
 )
 from penstock.ir.trace import ValueId
+from penstock.simulate.least import MOVABLE_FROM
 
 __all__ = ["Engine", "Execute", "Happened"]
 
 Execute = Callable[[OpOverload, tuple[Any, ...], dict[str, Any]], Any]
 
-_SMALL = 64 * 1024
-"""Storages below this are never moved: the copy costs more than the bytes are worth."""
 _UNKNOWN_NEED = 1 << 20
 """Bytes to make room for when a failed allocation does not say how many it wanted."""
 _FOREVER = 1 << 62
@@ -268,9 +267,7 @@ class Engine:
             if lacking > self.budget // 100:
                 self.happened.lacked = max(self.happened.lacked, lacking)
                 self._in_use = self._keys(args, kwargs)
-                self._evict_most_distant(lacking, index)
-                if (lacking := self.used() + instruction.need - self.budget) > 0:
-                    self._overrun(lacking, facts_of(func).name)
+                self._make_room(instruction.need, facts_of(func).name, self._farthest(index))
         sources: list[UntypedStorage] | None = None
         if instruction.reads or instruction.writes or instruction.captures:
             sources = self._device_storages(args, kwargs)
@@ -375,10 +372,11 @@ class Engine:
         keys = {key_of(storage) for storage in sources}
         self._in_use = keys
         need = output_bytes(func, facts, args, kwargs, self.device)
-        if self._rebase and need >= _SMALL:
+        if self._rebase and need >= MOVABLE_FROM:
             self.base, self._rebase = self.meter.used(), False
             self.meter.reset_peak()
-        self._make_room(need, facts.name)
+        if self.used() + need > self.budget:
+            self._make_room(need, facts.name, self._oldest())
         draw = draw_of(kwargs, self.device) if facts.random else None
         try:
             result = self._execute(func, args, kwargs)
@@ -408,7 +406,7 @@ class Engine:
         return True
 
     def _touch(self, storage: UntypedStorage) -> None:
-        if storage.nbytes() >= _SMALL:
+        if storage.nbytes() >= MOVABLE_FROM:
             self.manager.meet(storage).touched = self._tick
 
     # -- keeping the budget ------------------------------------------------------------------
@@ -421,18 +419,15 @@ class Engine:
         """Bytes of the device's memory that its tiers fill, which are not the step's."""
         return sum(tier.store.footprint() for tier in self.manager.tiers.values())
 
-    def _make_room(self, nbytes: int, op: str) -> None:
-        """Evict until `nbytes` more fit; what was touched longest ago goes first."""
-        lacking = self.used() + nbytes - self.budget
-        if lacking <= 0:
-            return
-        self._evict(self._oldest(), lacking)
+    def _make_room(self, nbytes: int, op: str, victims: Iterable[Resident]) -> None:
+        """Evict `victims`, first come first gone, until `nbytes` more fit; if none are left, overrun."""
+        self._evict(victims, self.used() + nbytes - self.budget)
         lacking = self.used() + nbytes - self.budget
         if lacking > 0:
             self._overrun(lacking, op)
 
-    def _evict_most_distant(self, lacking: int, index: int) -> None:
-        """Following, room is short although the plan says it is not: evict by next use."""
+    def _farthest(self, index: int) -> list[Resident]:
+        """Following, room is short although the plan says it is not: what is used again last."""
         program = self.program
         assert program is not None
         readers = program.trace.readers
@@ -445,7 +440,7 @@ class Engine:
         victims = sorted(self._movable(), key=next_use, reverse=True)
         if victims:
             self.happened.note("retry: room was short, more was evicted than planned")
-        self._evict(victims, lacking)
+        return victims
 
     def _oldest(self) -> list[Resident]:
         """What may be evicted, longest untouched first."""
@@ -458,7 +453,7 @@ class Engine:
             resident
             for key, resident in list(self.manager.known.items())
             if key not in self._in_use
-            and resident.nbytes >= _SMALL
+            and resident.nbytes >= MOVABLE_FROM
             and self.manager.is_movable(resident, self._tick)
         ]
 
@@ -742,7 +737,7 @@ class Engine:
     def _let_in(self, storage: UntypedStorage, door: str) -> None:
         resident = self.manager.known.get(key_of(storage))
         if resident is None:
-            if door in ("saved_tensors", "untyped_storage") or storage.nbytes() < _SMALL:
+            if door in ("saved_tensors", "untyped_storage") or storage.nbytes() < MOVABLE_FROM:
                 return
             resident = self.manager.meet(storage)
         if resident.place is not Place.HERE:

@@ -15,12 +15,13 @@ from penstock.ir.plan import Plan, Residency
 from penstock.ir.schedule import Action, Drop, Numbered, Run, Schedule, Wait
 from penstock.ir.timeline import Timeline
 from penstock.ir.trace import OpIndex, Trace, ValueId
+from penstock.simulate.least import MOVABLE_FROM
 
 __all__ = ["Discard", "Instruction", "Lineage", "Pass", "Program", "compile_program"]
 
 _BOUND_SHARE = 256
 """Values of at least this part of the budget are always known to the engine, in case it must evict
-more than was planned; none under 64 KiB, all from 1 MiB on."""
+more than was planned; none that is never moved, all from 1 MiB on."""
 _GRAM = 5
 
 
@@ -131,7 +132,7 @@ def compile_program(
     repeated = {op for line in lineages.values() for op in line.ops}
     bound = {decision.gap.value for decision in plan.decisions}
     bound.update(source for line in lineages.values() for source in line.sources)
-    bound_from = min(max((schedule.budget or 1 << 30) // _BOUND_SHARE, 64 << 10), 1 << 20)
+    bound_from = min(max((schedule.budget or 1 << 30) // _BOUND_SHARE, MOVABLE_FROM), 1 << 20)
     bound.update(v.id for v in trace.values if v.nbytes >= bound_from)
     instructions: list[Instruction | None] = []
     for op, around in zip(trace.ops, schedule.around, strict=True):

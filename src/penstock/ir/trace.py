@@ -298,16 +298,15 @@ class Trace:
     def relearnt(self, slack: int, seconds: NDArray[np.float64]) -> Self:
         """This step as it was measured again: its slack, and ops x (own, host) seconds.
 
-        NaN leaves what was known; so does an array without rows.
+        NaN leaves what was known.
         """
-        learnt = seconds.tolist() or [(math.nan, math.nan)] * len(self.ops)
         ops = tuple(
             replace(
                 op,
                 seconds=op.seconds if math.isnan(own) else own,
                 host_seconds=op.host_seconds if math.isnan(host) else host,
             )
-            for op, (own, host) in zip(self.ops, learnt, strict=True)
+            for op, (own, host) in zip(self.ops, seconds.tolist(), strict=True)
         )
         return replace(self, ops=ops, slack=slack)
 

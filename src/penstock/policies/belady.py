@@ -16,6 +16,7 @@ from typing import ClassVar
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Need, Paper, Problem
 from penstock.ir.trace import Gap
+from penstock.simulate.least import MOVABLE_FROM
 from penstock.solve.pressure import Pressure
 from penstock.solve.swaps import just_in_time
 
@@ -26,7 +27,7 @@ __all__ = ["Belady"]
 class Belady:
     """Farthest next use first, over activations and model state alike."""
 
-    smallest: int = 64 * 1024  # bytes: smaller values are kept
+    smallest: int = MOVABLE_FROM  # bytes: smaller values are kept
     rounds: int = 8  # walks
 
     paper: ClassVar = Paper(
@@ -50,7 +51,7 @@ class Belady:
         return plan
 
     def walk(self, problem: Problem, pressure: Pressure) -> list[Gap]:
-        """The gaps to spend away, each marked as relieved in `pressure`."""
+        """The gaps to send away, each marked as relieved in `pressure`."""
         trace, ops = problem.trace, len(problem.trace.ops)
         opening: list[list[tuple[int, Gap]]] = [[] for _ in range(ops + 1)]
         for gap in problem.free_gaps(self.smallest):
@@ -63,7 +64,7 @@ class Belady:
             else:
                 opening[opens].append((gap.stop, gap))
         idle: list[tuple[int, int, int, Gap]] = []  # latest next use first, then largest
-        chosen: set[Gap] = set()
+        chosen: dict[Gap, None] = {}  # in the order in which they were chosen
         for op in range(ops):
             for next_use, gap in opening[op]:
                 nbytes = trace.values[gap.value].nbytes
@@ -71,6 +72,6 @@ class Belady:
             while pressure.over(op) > 0 and idle and -idle[0][0] > op:
                 gap = heappop(idle)[3]
                 if gap not in chosen:
-                    chosen.add(gap)
+                    chosen[gap] = None
                     pressure.relieve(gap, trace.values[gap.value].nbytes)
         return list(chosen)

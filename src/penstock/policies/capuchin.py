@@ -26,6 +26,7 @@ from penstock.ir.lineage import Gone, lineage, sources
 from penstock.ir.plan import Decision, Plan, Residency, Swap
 from penstock.ir.policy import Need, Paper, Problem
 from penstock.ir.trace import Gap, Trace, ValueId
+from penstock.simulate.least import MOVABLE_FROM
 from penstock.solve.best import Outcome, best, outcome
 from penstock.solve.pressure import Pressure
 from penstock.solve.remakes import collective, remade_at_need
@@ -93,7 +94,7 @@ class Capuchin:
     """The paper's hybrid policy, iterated on the simulator."""
 
     mode: Literal["literal", "accumulating"] = "accumulating"
-    smallest: int = 64 * 1024  # bytes: smaller values are kept
+    smallest: int = MOVABLE_FROM  # bytes: smaller values are kept
     feedback: int = 20  # rounds of moving in-triggers
     rounds: int = 10  # halvings when swaps are turned into recomputations
 

@@ -19,6 +19,7 @@ from typing import ClassVar, NamedTuple
 from penstock.ir.plan import Plan, Recompute
 from penstock.ir.policy import Need, Paper, Problem
 from penstock.ir.trace import Gap, OpIndex, Trace
+from penstock.simulate.least import MOVABLE_FROM
 from penstock.solve.best import best
 from penstock.solve.segments import crossings, remakeable
 
@@ -33,7 +34,7 @@ class Chen:
     low: float = 1 / sqrt(2)  # ends of the grid, times the first guess
     high: float = sqrt(2)
     widths: int = 3
-    smallest: int = 64 * 1024  # bytes: smaller values are kept
+    smallest: int = MOVABLE_FROM  # bytes: smaller values are kept
 
     paper: ClassVar = Paper(
         "Training Deep Nets with Sublinear Memory Cost",

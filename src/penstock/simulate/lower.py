@@ -120,7 +120,8 @@ class _Lowering:
         value, out = self.returning(swap), self.leaving[swap]
         nbytes = self.size[value]
         self.settle(out)  # it comes back only when it has gone
-        room = self.reserve(nbytes, swap.prefetch_at or 0)
+        assert swap.prefetch_at is not None
+        room = self.reserve(nbytes, swap.prefetch_at)
         copy = self.out.transfer(value, swap.tier, inward=True)
         self.out.add(Verb.PREFETCH, copy, out, room=room)
         self.occupied += nbytes
@@ -208,15 +209,14 @@ class _Lowering:
         self.note_need(nbytes + workspace, at)
         self.occupied += nbytes
 
-    def reserve(self, nbytes: int, at: int) -> list[TransferId]:
+    def reserve(self, nbytes: int, at: OpIndex) -> list[TransferId]:
         """The copies out that must end before a prefetch of `nbytes` starts.
 
         Only the prefetch waits for them, so only the bytes that it takes count as free; the rest
         of such a copy stays pending, for compute to wait for.
         """
         room: list[TransferId] = []
-        if at < len(self.need):
-            self.note_need(nbytes, OpIndex(at))
+        self.note_need(nbytes, at)
         if self.budget is None:
             return room
         wanted = min(nbytes, self.occupied + nbytes - self.budget)
