@@ -30,19 +30,18 @@ MEASURED = 4
 MIB = 2**20
 
 
-def child(name: str, size: str, budget: str | None, policy: str, device: str) -> dict[str, Any]:
+def child(name: str, size: str, budget: str | None, policy: str) -> dict[str, Any]:
     """Run one workload; bits, seconds and peaks of its steps."""
     import torch
     from torch import Tensor
 
     import penstock  # noqa: F401  (asks torch for huge pages, here and in the plain run alike)
     from penstock.api import fit
-    from penstock.dispatch.resident import TightAllocator, live_tensor_bytes, meter_for
+    from penstock.dispatch.resident import CpuMeter, TightAllocator, live_tensor_bytes
+    from penstock.session import settle
     from penstock.zoo.workloads import workload
 
-    for function in (torch.tanh, torch.exp, torch.log, torch.erf, torch.sqrt, torch.sin):
-        function(torch.linspace(0.1, 0.9, 8))  # MKL picks its kernels on first use
-    torch.set_default_device(device)
+    settle()
     work = workload(name, size)  # type: ignore[arg-type]
     losses: list[list[float]] = []
 
@@ -59,8 +58,8 @@ def child(name: str, size: str, budget: str | None, policy: str, device: str) ->
 
     if budget is None:
         allocator = TightAllocator()
-        meter = meter_for(torch.device(device))
-        base = meter.resident() - live_tensor_bytes(torch.device(device))
+        meter = CpuMeter()
+        base = meter.resident() - live_tensor_bytes(torch.device("cpu"))
         seconds, peaks = [], []
         for number in range(STEPS):
             meter.reset_peak()
@@ -70,7 +69,7 @@ def child(name: str, size: str, budget: str | None, policy: str, device: str) ->
             peaks.append(meter.peak() - base)
         allocator.close()
         return {"losses": losses, "bits": digest(), "seconds": seconds, "peaks": peaks}
-    with fit(budget, policy=policy, device=device) as session:
+    with fit(budget, policy=policy, device="cpu") as session:
         for number in range(STEPS):
             step(number)
     trace = session.trace
@@ -183,16 +182,15 @@ def main() -> None:
     parser.add_argument("--budget", default="60%")
     parser.add_argument("--policy", default="auto")
     parser.add_argument("--size", choices=["small", "full"], default="full")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", nargs=2, metavar=("NAME", "BUDGET"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    common = ["--size", options.size, "--policy", options.policy, "--device", options.device]
+    common = ["--size", options.size, "--policy", options.policy]
     if options.child:
         name, budget = options.child
         asked = None if budget == "none" else budget
-        print(json.dumps(child(name, options.size, asked, options.policy, options.device)))
+        print(json.dumps(child(name, options.size, asked, options.policy)))
         return
     from penstock.zoo.workloads import names
 

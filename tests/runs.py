@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from penstock.api import fit
-from penstock.session import StepReport, _settle
+from penstock.session import StepReport, settle
 from penstock.simulate.least import least_budget
 from penstock.zoo import Workload, workload
 
@@ -45,10 +45,6 @@ DEVICES = [
     ),
 ]
 """For `parametrize`: every device that a test can run on."""
-
-settle = _settle
-"""Call before a plain run that a session is compared with: MKL picks its vector functions at their
-first use, and two threads that use them first at once may take different ones."""
 
 _PRELOADED = ["torch._dynamo", "transformers.models.gpt2.modeling_gpt2", "penstock.api"]
 
@@ -98,8 +94,10 @@ class Compared:
 def compare(name: str, budget: str, steps: int, **options: Any) -> Compared:
     """Train the zoo's workload `name` plainly, then in a session, from the same seeds.
 
-    The plain run comes first in the same process, so that what the process takes once only (pages of
-    code, thread pools, MKL's buffers) is not counted as the step's.
+    `settle` first: MKL picks its vector functions at their first use, and two threads that use them
+    first at once may take different ones. The plain run comes first in the same process, so that
+    what the process takes once only (pages of code, thread pools, MKL's buffers) is not counted as
+    the step's.
     """
     settle()
     plain = workload(name)

@@ -3,7 +3,7 @@
 from penstock.ir.text import parse
 from penstock.ir.trace import Trace
 
-__all__ = ["STEPS", "chain"]
+__all__ = ["FED_BY_DEAD", "STEPS", "chain"]
 
 
 def chain(layers: int, size: str = "4M", seconds: str = "1ms") -> Trace:
@@ -70,6 +70,16 @@ def tiny() -> Trace:
     """Nothing is worth moving."""
     return parse("f a x:I1K -> h:A1K! 1ms\nf b h -> l:T4 1ms\nb c l -> g:T4 1ms\nb a' g h -> 1ms")
 
+
+FED_BY_DEAD = parse("""
+    f a  x:T1M -> h:A4M!    1ms
+    f b  h     -> k:A4M!    1ms
+    f c  k     -> l:A4M     1ms
+    b d  l     -> m:T1M     1ms
+    b e  m k   -> g:T4M     1ms
+    b f  g h   -> i:T4M     1ms
+""")
+"""k is made from h, and h from what dies with op 0."""
 
 STEPS: dict[str, Trace] = {
     "chain": chain(12),

@@ -2,13 +2,12 @@
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from penstock.ir.policy import Policy
-from penstock.report import files
+from penstock.report.files import leaving
 from penstock.session import Session, StepReport
 from penstock.sizes import Share
 
@@ -47,9 +46,6 @@ def fit(
     `BudgetError` if the step cannot be made to fit, `TierError` if a tier fails.
     """
     given = [report] if isinstance(report, str | os.PathLike) else report
-    paths = [Path(one) for one in given]
-    for path in paths:
-        files.check(path)
     return Session(
         budget,
         policy=policy,
@@ -57,8 +53,7 @@ def fit(
         host_budget=host_budget,
         disk_budget=disk_budget,
         device=device,
-        charted=bool(paths),
-        on_close=partial(files.leave, paths),
         on_step=on_step,
+        on_close=leaving([Path(one) for one in given]),
         verify=verify,
     )

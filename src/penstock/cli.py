@@ -70,16 +70,12 @@ def run(
     ] = False,
 ) -> None:
     """Run an unmodified training script inside a memory budget."""
-    from functools import partial
-
-    from penstock.report import files
+    from penstock.report.files import leaving
     from penstock.report.progress import Progress
     from penstock.script import check_script, run_script
     from penstock.session import Session
 
     check_script(script)
-    for path in report or ():
-        files.check(path)
     progress = Progress(_err)
     session = Session(
         budget,
@@ -88,10 +84,9 @@ def run(
         host_budget=host_budget,
         disk_budget=disk_budget,
         device=device,
-        charted=bool(report),
-        on_close=partial(files.leave, report or ()),
         on_step=progress.step,
         on_recorded=progress.recorded,
+        on_close=leaving(report or ()),
         verify=verify,
         base_at_first_tensor=True,
     )

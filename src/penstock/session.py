@@ -43,7 +43,7 @@ from penstock.simulate.least import least_budget
 from penstock.sizes import Share, parse_budget, parse_size
 from penstock.solve.best import Outcome, outcome
 
-__all__ = ["Session", "StepReport"]
+__all__ = ["Session", "StepReport", "settle"]
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class StepReport:
 class Session:
     """One training loop under a budget. Made by `penstock.fit`; a context manager.
 
-    `charted`: measure every planned step op by op, for reports. `on_close` is called with the
-    session when it has ended, however it ended.
+    `on_close` is called with the session when it has ended, however it ended; with it, every planned
+    step is measured op by op, not only the first.
     """
 
     _running: "Session | None" = None
@@ -80,10 +80,9 @@ class Session:
         host_budget: str | None = None,
         disk_budget: str | None = None,
         device: str | torch.device | None = None,
-        charted: bool = False,
-        on_close: Callable[["Session"], None] | None = None,
         on_step: Callable[[StepReport], None] | None = None,
         on_recorded: Callable[[Trace], None] | None = None,
+        on_close: Callable[["Session"], None] | None = None,
         verify: bool = False,
         base_at_first_tensor: bool = False,
     ) -> None:
@@ -100,7 +99,6 @@ class Session:
         self._verify = verify
         self._on_recorded = on_recorded
         self._base_at_first_tensor = base_at_first_tensor
-        self._charted = charted  # every step, not only the first planned ones
         self._optimizers: list[int] = []  # ids, in the order in which they were first seen
         self.measured: Timeline | None = None  # of the last charted step
         self.samples: list[tuple[float, int]] = []  # of the same: seconds, bytes held
@@ -115,7 +113,7 @@ class Session:
     def __enter__(self) -> Self:
         if Session._running is not None:
             raise UsageError("a Penstock session is already running in this process")
-        _settle()
+        settle()
         gc.collect()  # tensors that only cycles keep would count against the budget
         on_cpu = self.device.type == "cpu"
         self._allocator = TightAllocator() if on_cpu else None
@@ -198,7 +196,7 @@ class Session:
             young = any(course.is_young for course in self._planner.courses)
             # A young plan does not know yet how much the device holds beyond values.
             self.engine.tolerant = young
-            self.engine.begin_step(charted=young or self._charted)
+            self.engine.begin_step(charted=young or self._on_close is not None)
         self.meter.reset_peak()
         self._began = time.perf_counter()
 
@@ -406,7 +404,7 @@ def _device(given: str | torch.device | None) -> torch.device:
     return device
 
 
-def _settle() -> None:
+def settle() -> None:
     """Do once, small and on one thread, what would otherwise disturb the first step.
 
     The first call into MKL's vector functions picks their implementation; made by two threads at

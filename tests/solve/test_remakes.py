@@ -1,11 +1,10 @@
 """When dropped values are remade, and together with which others."""
 
 from penstock.ir.plan import Plan, Recompute, Swap, check
-from penstock.ir.text import parse
 from penstock.ir.trace import Gap
 from penstock.simulate.lower import lower
 from penstock.solve.remakes import collective, remade_at_need
-from steps import chain
+from steps import FED_BY_DEAD, chain
 
 TRACE = chain(6, "4M", "1s")
 GAPS = list(TRACE.saved_gaps())
@@ -28,18 +27,10 @@ def test_one_by_one_each_is_remade_when_it_is_needed():
 
 
 def test_what_would_start_from_something_gone_is_given_back():
-    trace = parse("""
-        f a  x:T1M -> h:A4M!    1ms
-        f b  h     -> k:A4M!    1ms
-        f c  k     -> l:A4M     1ms
-        b d  l     -> m:T1M     1ms
-        b e  m k   -> g:T4M     1ms
-        b f  g h   -> i:T4M     1ms
-    """)
     h, k = Gap(1, 1, 5), Gap(2, 2, 4)
-    assert remade_at_need(Plan(), trace, [k]) == ([Recompute(k, 4)], [])
-    away = Plan((Swap(h, "disk", 2, 5),))  # k is made from h, and h from what dies with op 0
-    assert remade_at_need(away, trace, [k]) == ([], [k])
+    assert remade_at_need(Plan(), FED_BY_DEAD, [k]) == ([Recompute(k, 4)], [])
+    away = Plan((Swap(h, "disk", 2, 5),))
+    assert remade_at_need(away, FED_BY_DEAD, [k]) == ([], [k])
 
 
 def test_a_chain_is_remade_in_one_pass_instead_of_quadratically():

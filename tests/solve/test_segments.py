@@ -4,6 +4,7 @@ from penstock.ir.plan import Plan, Swap
 from penstock.ir.text import parse
 from penstock.ir.trace import Gap
 from penstock.solve.segments import crossings, remakeable
+from steps import FED_BY_DEAD
 
 MIB = 2**20
 SKIP = parse("""
@@ -41,17 +42,9 @@ def test_what_starts_from_values_that_stay_is_remakeable():
 
 
 def test_what_starts_from_a_value_that_is_sent_away_is_not():
-    trace = parse("""
-        f a  x:T1M -> h:A4M!    1ms
-        f b  h     -> k:A4M!    1ms
-        f c  k     -> l:A4M     1ms
-        b d  l     -> m:T1M     1ms
-        b e  m k   -> g:T4M     1ms
-        b f  g h   -> i:T4M     1ms
-    """)
     k, h = Gap(2, 2, 4), Gap(1, 1, 5)
-    assert remakeable(trace, k, Plan())
-    assert not remakeable(trace, k, Plan((Swap(h, "disk", 2, 5),)))
+    assert remakeable(FED_BY_DEAD, k, Plan())
+    assert not remakeable(FED_BY_DEAD, k, Plan((Swap(h, "disk", 2, 5),)))
 
 
 def test_open_and_wrapping_gaps_are_not():

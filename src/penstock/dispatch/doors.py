@@ -3,8 +3,8 @@
 The op clock cannot see them, so while a session runs they are watched: whoever goes through one
 finds the bytes there. `print` is one: torch formats tensors with all modes off. Custom autograd
 functions are watched where they unpack what they saved, since their code may hand the bytes to
-anything. Threads started while the doors are open are shown to `started`, since a clock is of the
-thread that entered it.
+anything. A thread started while the doors are open runs what `within` makes of it, since a clock is
+of the thread that entered it.
 """
 
 import functools
@@ -56,7 +56,10 @@ class Doors:
             self._replace(Tensor, name, self._watched(name, getattr(Tensor, name)))
         for name in _STORAGE_DOORS:
             self._replace(UntypedStorage, name, self._watched(name, getattr(UntypedStorage, name)))
-        self._replace(TypedStorage, "__getitem__", self._typed(TypedStorage.__getitem__))
+        typed = self._watched(
+            "__getitem__", TypedStorage.__getitem__, lambda storage: storage._untyped_storage
+        )
+        self._replace(TypedStorage, "__getitem__", typed)
         for module in (torch, torch.utils.dlpack):
             self._replace(module, "to_dlpack", self._watched("__dlpack__", module.to_dlpack))
         self._replace(threading.Thread, "start", self._starting(threading.Thread.start))
@@ -75,23 +78,22 @@ class Doors:
         while self._undo:
             self._undo.pop()()
 
-    def _watched(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _watched(
+        self,
+        name: str,
+        method: Callable[..., Any],
+        holder: Callable[[Any], Tensor | UntypedStorage] = lambda reached: reached,
+    ) -> Callable[..., Any]:
+        """`method` behind a knock on the `holder` of the bytes that its first argument shows."""
         knocked = self._knocked
 
         @functools.wraps(method)
-        def watched(tensor: Any, *args: Any, **kwargs: Any) -> Any:
-            knocked(tensor, name)
+        def watched(reached: Any, *args: Any, **kwargs: Any) -> Any:
+            knocked(holder(reached), name)
             for other in args:  # of `map_`
                 if isinstance(other, Tensor):
                     knocked(other, name)
-            return method(tensor, *args, **kwargs)
-
-        return watched
-
-    def _typed(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(storage: TypedStorage, *args: Any) -> Any:
-            self._knocked(storage._untyped_storage, "__getitem__")
-            return method(storage, *args)
+            return method(reached, *args, **kwargs)
 
         return watched
 

@@ -4,14 +4,35 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from penstock.errors import UsageError
 from penstock.report.document import Json, document
 from penstock.session import Session
 
-__all__ = ["check", "leave", "write"]
+__all__ = ["check", "leaving", "write"]
+
+
+def leaving(paths: Sequence[Path]) -> Callable[[Session], None] | None:
+    """What a session is to call when it has ended, so that it leaves these reports; None: nothing.
+
+    Raises `UsageError` unless all of them can be written. A training that has ended well, or with an
+    error of its own, is not to end with one of ours because the disk has filled since: that is a
+    warning.
+    """
+    for path in paths:
+        check(path)
+
+    def leave(session: Session) -> None:
+        body = document(session)
+        for path in paths:
+            try:
+                write(path, body)
+            except OSError as error:
+                warnings.warn(f"cannot write report {path}: {error.strerror}", stacklevel=2)
+
+    return leave if paths else None
 
 
 def check(path: Path) -> None:
@@ -28,22 +49,6 @@ def check(path: Path) -> None:
         raise UsageError(
             f"cannot write report {path}: {error.strerror}; name a directory that you may write to"
         ) from None
-
-
-def leave(paths: Sequence[Path], session: Session) -> None:
-    """Write the reports of a session that has ended.
-
-    A training that has ended well, or with an error of its own, is not to end with one of ours
-    because the disk has filled since `check`: that is a warning.
-    """
-    if not paths:
-        return
-    body = document(session)
-    for path in paths:
-        try:
-            write(path, body)
-        except OSError as error:
-            warnings.warn(f"cannot write report {path}: {error.strerror}", stacklevel=2)
 
 
 def write(path: Path, body: Json) -> None:

@@ -35,7 +35,7 @@ _BLOCK = 4096
 _CHUNK = 8 << 20
 """One system call moves at most this much: large enough for bandwidth, small enough to cancel."""
 _BOUNCE = 1 << 20
-"""Bytes of a bounce buffer. They count against the budget."""
+"""Bytes of a bounce buffer: few, since they are part of what the process holds."""
 _GROWTH = 256 << 20
 _PROBE = 64 << 20
 
