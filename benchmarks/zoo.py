@@ -140,6 +140,10 @@ def row(name: str, plain: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]
         "peak_error": error("peak"),
         "seconds_error": error("seconds"),
         "events": sorted({event for one in planned for event in one["events"]}),
+        "steps": [
+            {fact: value for fact, value in one.items() if fact not in ("decisions", "events")}
+            for one in run["steps"]
+        ],
     }
 
 

@@ -150,15 +150,14 @@ def test_running_statistics_are_no_source_of_a_lineage() -> None:
     assert dropped.lineage.sources == (0,)
 
 
-def test_random_and_mutating_ops_are_known() -> None:
+def test_random_ops_are_known_and_bare_ones_too() -> None:
     trace = parse("f drop x:I4M -> h:A4M 1ms ?\nf relu_ h -> ~h 1ms\nf a h -> i:A4M 1ms")
     funcs = [aten.native_dropout.default, aten.relu_.default, aten.exp.default]
     program = compiled(trace, Plan(), funcs=funcs)
-    assert [(it.random, it.mutates) for it in program.instructions if it] == [
-        (True, False),
-        (False, True),
-        (False, False),
-    ]
+    assert [it.random for it in program.instructions if it] == [True, False, False]
+    small = parse("f a x:I4 -> h:A4 1ms\nf drop h -> i:A4 1ms ?")
+    program = compiled(small, Plan(), funcs=funcs[::-1][::2])
+    assert program.bare == (aten.exp.default, None, None)
 
 
 def test_the_number_of_calls_must_be_that_of_the_ops() -> None:

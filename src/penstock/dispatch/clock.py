@@ -1,6 +1,7 @@
 """The op clock: one dispatch mode that shows every ATen call to whoever listens."""
 
 from collections.abc import Callable, Sequence
+from types import MethodType
 from typing import Any
 
 import torch
@@ -34,6 +35,16 @@ class Clock(TorchDispatchMode):
     def __init__(self, handler: Handler) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.handler = handler
+
+    def shorten(self, shortcut: Callable[..., Any] | None) -> None:
+        """Have torch call `shortcut(clock, func, types, args, kwargs)` itself: a frame less for each op.
+
+        What it does not want to run, it hands to `Clock.__torch_dispatch__`. None ends it.
+        """
+        if shortcut is None:
+            self.__dict__.pop("__torch_dispatch__", None)
+        else:  # torch insists on a method of this very mode
+            self.__dict__["__torch_dispatch__"] = MethodType(shortcut, self)
 
     @classmethod
     def is_infra_mode(cls) -> bool:

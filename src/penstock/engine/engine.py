@@ -55,6 +55,7 @@ _UNKNOWN_NEED = 1 << 20
 """Bytes to make room for when a failed allocation does not say how many it wanted."""
 _FOREVER = 1 << 62
 _NOTHING = Instruction()
+_PLAIN = (Tensor,)  # what torch names as the classes of a call that it makes from Python
 
 
 @dataclass
@@ -110,8 +111,9 @@ class Engine:
         self._tier = tiers[0].store.name if tiers else ""
         self._absent = self.manager.absent
         self._tick = 0
-        self._views: set[OpOverload] = set()  # calls that move no byte, met so far
+        self._views: set[int] = set()  # ids of calls that move no byte, met so far
         self._funcs: tuple[OpOverload | None, ...] = (None,)
+        self._bare: tuple[OpOverload | None, ...] = (None,)  # those with nothing to do around them
         self._instructions: tuple[Instruction | None, ...] = ()
         self._index = 0
         self._recent: deque[OpOverload] = deque(maxlen=5)
@@ -132,6 +134,8 @@ class Engine:
         self._handler = run
         if self.clock is not None:  # one call less for each op than through the engine
             self.clock.handler = self._alone if self._is_shared else run
+            is_quick = run == self.follow and not self._is_shared
+            self.clock.shorten(_shortcut(self) if is_quick else None)
 
     # -- steps -------------------------------------------------------------------------------
 
@@ -155,10 +159,10 @@ class Engine:
         if self.program is None or execute is not None:
             self.handler = self.serve
         else:
-            self._enter(self.program, 0)
-            self._bring_to_start(self.program)
             if charted:
                 self.log = Log(self.program.schedule, time.perf_counter())
+            self._enter(self.program, 0)
+            self._bring_to_start(self.program)
 
     @property
     def is_following(self) -> bool:
@@ -176,12 +180,13 @@ class Engine:
     def _enter(self, program: Program, index: int) -> None:
         """Follow `program` from op `index` on."""
         self.program = program
+        if self.log is not None and self.log.schedule is not program.schedule:
+            self.log = Log(program.schedule, self.log.began)
         self._funcs = (*program.funcs, None)
+        self._bare = (None,) * len(self._funcs) if self.log is not None else program.bare
         self._instructions = program.instructions
         self._index = index
         self.handler = self.follow
-        if self.log is not None and self.log.schedule is not program.schedule:
-            self.log = Log(program.schedule, self.log.began)
         for value, ref in program.initial.items():
             storage = ref()
             if storage is not None:
@@ -204,7 +209,7 @@ class Engine:
         """Run a call of a step whose course is known."""
         index = self._index
         if func is not self._funcs[index]:
-            if func in self._views:
+            if id(func) in self._views:
                 return func._op(*args, **kwargs)  # what `func` itself calls, one frame sooner
             return self._off_program(func, args, kwargs)
         self._index = index + 1
@@ -212,6 +217,7 @@ class Engine:
         if instruction is None:
             if self._absent:
                 self._attend(args, kwargs)
+                self._heed_writes(func, args, kwargs)
             if self.log is None:
                 try:
                     return func._op(*args, **kwargs)
@@ -224,7 +230,7 @@ class Engine:
         facts = facts_of(func)
         if facts.is_view:
             if CAN_SWAP:
-                self._views.add(func)
+                self._views.add(id(func))  # hashing `func` itself is a call
             elif self._absent:
                 self._attend(args, kwargs)
             return func(*args, **kwargs)
@@ -260,8 +266,7 @@ class Engine:
             self._perform(row, action)
         if self._absent:
             self._attend(args, kwargs)
-        if instruction.mutates and self._guarded:
-            self._save_dependents(facts_of(func).written(args, kwargs))
+            self._heed_writes(func, args, kwargs)
         if instruction.need and self.device.type == "cpu":
             lacking = self.used() + instruction.need - self.budget
             if lacking > self.budget // 100:
@@ -366,8 +371,7 @@ class Engine:
         self._tick += 1
         if self._absent:
             self._attend(args, kwargs)
-        if facts.mutates and self._guarded:
-            self._save_dependents(facts.written(args, kwargs))
+            self._heed_writes(func, args, kwargs)
         sources = self._device_storages(args, kwargs)
         keys = {key_of(storage) for storage in sources}
         self._in_use = keys
@@ -673,9 +677,11 @@ class Engine:
         finally:
             self._in_use = caller_uses
 
-    def _save_dependents(self, written: Iterable[Tensor]) -> None:
-        """An op is about to overwrite what dropped values are remade from: remake them first."""
-        for tensor in written:
+    def _heed_writes(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """If a call is about to overwrite what dropped values are remade from, remake them first."""
+        if not self._guarded or not (facts := facts_of(func)).mutates:
+            return
+        for tensor in facts.written(args, kwargs):
             dependents = self._guarded.pop(key_of(storage_of(tensor)), None)
             for key in dependents or ():
                 resident = self.manager.known.get(key)
@@ -820,6 +826,31 @@ class Engine:
         self._calls.clear()
         self._bound.clear()
         self.manager.close()
+
+
+def _shortcut(engine: Engine) -> Callable[..., Any]:
+    """`Engine.follow` for calls around which nothing happens; others go the whole way."""
+    views = engine._views
+
+    def follow(
+        clock: Clock,
+        func: OpOverload,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if id(func) in views and (not types or types == _PLAIN):
+            return func._op(*args, **kwargs) if kwargs else func._op(*args)
+        index = engine._index
+        if func is not engine._bare[index] or engine._absent or types:
+            return Clock.__torch_dispatch__(clock, func, types, args, kwargs)
+        engine._index = index + 1
+        try:
+            return func._op(*args, **kwargs) if kwargs else func._op(*args)
+        except RuntimeError as error:
+            return engine._retry(error, func, args, kwargs or {})
+
+    return follow
 
 
 def _call(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -7,7 +7,6 @@ from functools import cached_property
 
 from torch._ops import OpOverload
 
-from penstock.dispatch.schema import facts_of
 from penstock.dispatch.storage import StorageRef
 from penstock.errors import TraceError
 from penstock.ir.lineage import lineage, sources
@@ -64,7 +63,6 @@ class Instruction:
     writes: tuple[tuple[int, ValueId], ...] = ()
     captures: bool = False  # some lineage runs the op again
     random: bool = False
-    mutates: bool = False
     need: int = 0  # bytes that the op takes while it runs, if they are many
 
 
@@ -80,6 +78,12 @@ class Program:
     predicted: Timeline
     initial: dict[ValueId, StorageRef]
     bound_from: int  # bytes: values at least so large are known to the engine
+
+    @cached_property
+    def bare(self) -> tuple[OpOverload | None, ...]:
+        """The calls around which nothing happens, None for others and for the end."""
+        calls = zip(self.funcs, self.instructions, strict=True)
+        return (*(func if what is None else None for func, what in calls), None)
 
     @cached_property
     def marks(self) -> tuple[tuple[int, ValueId], ...]:
@@ -138,7 +142,6 @@ def compile_program(
     for op, around in zip(trace.ops, schedule.around, strict=True):
         fresh = sum(trace.values[v].nbytes for v in trace.fresh[op.index])
         need = fresh + op.workspace
-        facts = facts_of(funcs[op.index])
         instruction = Instruction(
             _with_passes(around.before, remade.get(op.index, {})),
             tuple(
@@ -158,7 +161,6 @@ def compile_program(
             tuple((position, v) for position, v in enumerate(op.writes) if v in bound),
             op.index in repeated,
             op.random,
-            bool(facts.mutates),
             need if need >= bound_from else 0,
         )
         instructions.append(None if instruction == Instruction() else instruction)
