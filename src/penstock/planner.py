@@ -94,7 +94,7 @@ class Planner:
     def _plan_again(self, course: Course, slack: int, budget: int, *, keep: bool) -> None:
         """Plan anew with what was learnt; or `keep` the plan, and predict it better."""
         known = course.recording.trace
-        trace = known.relearnt(max(0, slack), _mean(len(known.ops), course.seconds))
+        trace = known.relearnt(max(0, slack), _median(len(known.ops), course.seconds))
         problem = Problem(trace, self.machine, budget)
         found = outcome(problem, course.outcome.plan) if keep else None
         if found is None or found.shortfall > course.outcome.shortfall:
@@ -117,11 +117,10 @@ def _same_shape(one: Course, other: Course) -> bool:
     )
 
 
-def _mean(ops: int, charts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+def _median(ops: int, charts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     """Ops x (own, host) seconds; NaN where no chart says anything."""
-    stacked = np.stack([np.full((ops, 2), np.nan), *charts])
-    times = (~np.isnan(stacked)).sum(axis=0)
-    mean: NDArray[np.float64] = np.where(
-        times > 0, np.nansum(stacked, axis=0) / np.maximum(times, 1), np.nan
-    )
-    return mean
+    found = np.full((ops, 2), np.nan)
+    stacked = np.stack([found, *charts])
+    told = ~np.isnan(stacked).all(axis=0)
+    found[told] = np.nanmedian(stacked[:, told], axis=0)
+    return found

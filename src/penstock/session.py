@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
+from torch._ops import OpOverload
 from torch.optim import SGD, Optimizer
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
@@ -54,6 +55,7 @@ class StepReport:
     mode: Literal["recorded", "planned", "on demand"]
     seconds: float
     peak: int
+    planning_seconds: float = 0.0  # spent before it: to plan, and to move to the plan's start
     predicted_seconds: float | None = None
     predicted_peak: int | None = None
     stalls: dict[str, float] = field(default_factory=dict)  # seconds by cause
@@ -106,6 +108,7 @@ class Session:
         self._recorded: Trace | None = None
         self._course: Course | None = None  # of the step that was followed last
         self._replans = 0
+        self._ended: float | None = None  # when the last step ended
         self._patience = 0  # steps to wait before the next recording
 
     # -- life --------------------------------------------------------------------------------
@@ -190,7 +193,7 @@ class Session:
             self._recorder.open()
             self._recorder.begin()
             self.engine.tolerant = True
-            self.engine.begin_step(self._recorder.run)
+            self.engine.begin_step(self._record)
         else:
             self._recorder.pause()
             young = any(course.is_young for course in self._planner.courses)
@@ -199,9 +202,14 @@ class Session:
             self.engine.begin_step(charted=young or self._on_close is not None)
         self.meter.reset_peak()
         self._began = time.perf_counter()
+        self._planned_for = 0.0 if self._ended is None else self._began - self._ended
+
+    def _record(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._recorder.run(func, args, kwargs, arrived=self.engine.arrived)
 
     def _end(self, *, complete: bool = True) -> None:
-        seconds = time.perf_counter() - self._began
+        self._ended = time.perf_counter()
+        seconds = self._ended - self._began
         peak = self.meter.peak() - self.engine.base - self.engine.footprint()
         followed = self.engine.program if self.engine.is_following else None
         log = self.engine.log if followed is not None else None
@@ -214,6 +222,7 @@ class Session:
             "recorded" if recorded else "on demand" if followed is None else "planned",
             seconds,
             peak,
+            self._planned_for,
             stalls={
                 **{str(c): s for c, s in happened.stalls.items()},
                 "fetch": happened.fetch_seconds,

@@ -107,6 +107,7 @@ class Engine:
         self.candidates: tuple[Program, ...] = ()  # programs for other shapes of the step
         self._rebase = rebase
         self.tolerant = False  # recording: note an overrun and go on
+        self.arrived = 0.0  # when the served call that runs now came in
         self._execute: Execute = _call
         self._tier = tiers[0].store.name if tiers else ""
         self._absent = self.manager.absent
@@ -193,15 +194,27 @@ class Engine:
                 self._bind(value, storage)
 
     def _bring_to_start(self, program: Program) -> None:
-        """What the plan keeps away between steps must be away when the first planned one begins."""
-        for value, transfer in program.schedule.away:
+        """Have away what the plan keeps away between steps, and here what it keeps here.
+
+        Only the first step of a new plan finds it otherwise, or one after a step that left its path.
+        """
+        away = dict(program.schedule.away)
+        begun = []
+        for value, transfer in away.items():
             resident = self._bound.get(value)
-            tier = program.schedule.transfers[transfer].tier
             if resident is not None and self.manager.is_movable(resident, self._tick):
-                copy = self.manager.evict(resident, tier)
+                copy = self.manager.evict(resident, program.schedule.transfers[transfer].tier)
                 if copy is not None:
                     self._copies[transfer] = copy
-                    self.manager.settle(copy)
+                    begun.append(copy)
+        for copy in begun:
+            self.manager.settle(copy)
+        for value in program.initial:
+            resident = self._bound.get(value)
+            if resident is None or resident.place is Place.HERE or value in away:
+                continue
+            if self.used() + resident.nbytes <= self.budget:
+                self.manager.bring_back(resident, self._room_for_fetch)
 
     # -- following ---------------------------------------------------------------------------
 
@@ -360,6 +373,7 @@ class Engine:
 
     def serve(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call of a step whose course is not known."""
+        self.arrived = time.perf_counter()
         facts = facts_of(func)
         if facts.is_view:
             if not CAN_SWAP and self._absent:

@@ -162,12 +162,19 @@ class Recorder:
 
     # -- a call --------------------------------------------------------------------------------
 
-    def run(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one call and note it."""
+    def run(
+        self,
+        func: OpOverload,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        arrived: float | None = None,
+    ) -> Any:
+        """Run one call and note it. `arrived`: when the script made it, if others had it first."""
         facts = facts_of(func)
         if facts.is_view:
             return func(*args, **kwargs)
-        host_seconds = time.perf_counter() - self._left
+        host_seconds = (arrived or time.perf_counter()) - self._left
         backward = in_backward() != -1
         inputs = self._mine(tensors_in((args, kwargs)))
         sources = self._storages_of(inputs)
