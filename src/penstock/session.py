@@ -39,6 +39,7 @@ from penstock.ir.timeline import Timeline
 from penstock.ir.trace import Trace
 from penstock.planner import Course, Planner
 from penstock.record.machine import describe
+from penstock.record.measure import stopwatch_for
 from penstock.record.step import Recorder, Recording
 from penstock.simulate.least import least_budget
 from penstock.sizes import Share, parse_budget, parse_size
@@ -144,7 +145,7 @@ class Session:
         if isinstance(self.meter, CudaMeter) and not isinstance(self.asked, Share | None):
             share = min(1.0, self.asked / self.machine.device.memory)
             torch.cuda.set_per_process_memory_fraction(share, self.device)
-        self._recorder = Recorder(self.device, self.meter)
+        self._recorder = Recorder(self.device, stopwatch_for(self.device, self.meter))
         self._doors = Doors(self._knock, self._in_thread)
         self._doors.open()
         self._hooks = [

@@ -27,6 +27,7 @@ from penstock.ir.machine import Device, Link, Machine, Tier
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Problem
 from penstock.ir.timeline import lane_of
+from penstock.record.measure import stopwatch_for
 from penstock.record.step import Recorder, Recording
 from penstock.simulate.least import least_budget
 from penstock.solve.best import outcome
@@ -259,7 +260,7 @@ class Bench:
         return self.seen([self.step(number) for number in range(STEPS)])
 
     def record(self) -> Recording:
-        recorder = Recorder(self.device, self.meter)
+        recorder = Recorder(self.device, stopwatch_for(self.device, self.meter))
         recorder.open()
         with Clock(recorder.run):
             self.step(0)  # the first meets what exists

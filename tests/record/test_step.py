@@ -14,6 +14,7 @@ from penstock.dispatch.clock import Clock
 from penstock.dispatch.resident import meter_for
 from penstock.ir.trace import Kind, Op, Phase, Trace, Value
 from penstock.record import Recorder
+from penstock.record.measure import stopwatch_for
 from runs import DEVICES, digest
 
 pytestmark = pytest.mark.parametrize("device", DEVICES)
@@ -72,7 +73,7 @@ def recorded(run: Run, device: str, steps: int = 2) -> Trace:
 
 def recording(use: Callable[[Recorder], Trace], device: str) -> Trace:
     place = torch.device(device)
-    recorder = Recorder(place, meter_for(place))
+    recorder = Recorder(place, stopwatch_for(place, meter_for(place)))
     recorder.open()
     try:
         with Clock(recorder.run):

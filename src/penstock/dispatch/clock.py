@@ -29,12 +29,14 @@ class Clock(TorchDispatchMode):
 
     Tensor subclasses with a dispatch of their own (DTensor, quantised weights, fake tensors) unwrap
     themselves first; the calls that they make on plain tensors come here then. The mode is of the
-    thread that entered it; autograd carries it into its backward threads.
+    thread that entered it; autograd carries it into its backward threads. Of the `transparent`
+    classes it sees the calls as they are made.
     """
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, transparent: tuple[type, ...] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.handler = handler
+        self._transparent = frozenset(transparent)
 
     def shorten(self, shortcut: Callable[..., Any] | None) -> None:
         """Have torch call `shortcut(clock, func, types, args, kwargs)` itself: a frame less for each op.
@@ -62,6 +64,6 @@ class Clock(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if types and not is_plain(types):
+        if types and not is_plain([one for one in types if one not in self._transparent]):
             return NotImplemented
         return self.handler(func, args, kwargs or {})

@@ -37,9 +37,11 @@ class Cost:
 
 
 class Stopwatch(Protocol):
-    """Runs a call and measures it."""
+    """Runs a call, and says what it cost."""
 
-    def run(self, call: Callable[[], Any]) -> tuple[Any, Cost]: ...
+    def run(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Cost]: ...
 
 
 class CpuStopwatch:
@@ -48,11 +50,13 @@ class CpuStopwatch:
     def __init__(self, meter: CpuMeter) -> None:
         self._meter = meter
 
-    def run(self, call: Callable[[], Any]) -> tuple[Any, Cost]:
+    def run(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Cost]:
         before = self._meter.resident()
         self._meter.restart()
         start = time.perf_counter()
-        result = call()
+        result = func(*args, **kwargs)
         seconds = time.perf_counter() - start
         peak, after = self._meter.recent_peak(), self._meter.resident()
         return result, Cost(lambda: seconds, peak - before, after - before)
@@ -64,13 +68,15 @@ class CudaStopwatch:
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def run(self, call: Callable[[], Any]) -> tuple[Any, Cost]:
+    def run(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Cost]:
         before = torch.cuda.memory_allocated(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
         start = torch.cuda.Event(enable_timing=True)
         end = torch.cuda.Event(enable_timing=True)
         start.record()
-        result = call()
+        result = func(*args, **kwargs)
         end.record()
         peak = torch.cuda.max_memory_allocated(self._device)
         after = torch.cuda.memory_allocated(self._device)

@@ -20,11 +20,10 @@ from torch._ops import OpOverload
 from torch.optim import Optimizer
 
 from penstock.dispatch.clock import in_backward
-from penstock.dispatch.resident import Meter
 from penstock.dispatch.schema import Facts, facts_of, tensors_in
 from penstock.dispatch.storage import StorageRef, key_of, storage_of
 from penstock.ir.trace import Kind, Op, OpIndex, Phase, StorageId, Trace, Value, ValueId
-from penstock.record.measure import Cost, flops_of, moved_bytes, stopwatch_for
+from penstock.record.measure import Cost, Stopwatch, flops_of, moved_bytes
 from penstock.record.modules import ModulePaths
 
 __all__ = ["Recorder", "Recording"]
@@ -47,10 +46,10 @@ class Recorder:
     Use: `open`, then for each step `begin`, calls through `run`, `end`; then `close`.
     """
 
-    def __init__(self, device: torch.device, meter: Meter) -> None:
+    def __init__(self, device: torch.device, watch: Stopwatch) -> None:
         self._device = device
         self._paths = ModulePaths()
-        self._watch = stopwatch_for(device, meter)
+        self._watch = watch
         self._alive: dict[int, _Storage] = {}  # by storage key
         self._in_optimizer = False
         self._ops: list[_Op] = []
@@ -184,7 +183,7 @@ class Recorder:
         first_touched = sum(storage.untouched for storage in sources)
         module = self._paths.current(backward=backward)
 
-        result, cost = self._watch.run(lambda: func(*args, **kwargs))
+        result, cost = self._watch.run(func, args, kwargs)
 
         index = len(self._ops)
         writes = []

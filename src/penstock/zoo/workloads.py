@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (its name everywhere)
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import _disable_current_modes
 
 from penstock.errors import UsageError
 from penstock.zoo.cnn import ResNet, UNet, vgg
@@ -73,6 +74,18 @@ def _text() -> Tensor:
     return torch.frombuffer(bytearray(raw), dtype=torch.uint8)
 
 
+def _outside(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Loading a batch is no part of the step: no dispatch mode sees it."""
+
+    @functools.wraps(load)
+    def loaded(*args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes():
+            return load(*args, **kwargs)
+
+    return loaded
+
+
+@_outside
 def tokens(step: int, batch: int, length: int) -> Tensor:
     """A batch of byte-level tokens, (batch, length), the same for the same step."""
     generator = torch.Generator().manual_seed(1000 + step)
@@ -80,6 +93,7 @@ def tokens(step: int, batch: int, length: int) -> Tensor:
     return torch.stack([_text()[at : at + length].long() for at in starts.tolist()])
 
 
+@_outside
 def images(step: int, batch: int, pixels: int, classes: int) -> tuple[Tensor, Tensor]:
     """A batch of random images, (batch, 3, pixels, pixels), and their classes."""
     generator = torch.Generator().manual_seed(1000 + step)

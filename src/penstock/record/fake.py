@@ -1,0 +1,210 @@
+"""One training step recorded without a device: no memory, no compute, the same ops and values.
+
+Tensors are torch's fake ones: they have shapes and storages, but no bytes. What a kernel takes for
+itself and how long it runs is not seen; `simulate.roofline` prices it.
+
+Small tensors that are made of constants alone (positions, masks, schedules), and small batches of
+integers, keep their values beside the shape: code that asks them decides as in a real step.
+
+**Rejected.** Meta tensors: code that asks a tensor for its device takes other paths on them.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils._pytree import tree_map_only
+
+from penstock.dispatch.clock import Clock
+from penstock.dispatch.schema import facts_of, tensors_in
+from penstock.errors import TraceError
+from penstock.ir.trace import Trace
+from penstock.record.measure import Cost
+from penstock.record.step import Recorder
+
+__all__ = ["record_fake"]
+
+Step = Callable[[int], Any]
+"""Trains on batch `n`."""
+
+_KNOWN_UP_TO = 1 << 16
+"""Elements: tensors of constants that are larger keep only their shape."""
+_WARM_UP = 4
+"""Steps in which new optimizers may turn up, each making its state."""
+
+
+def record_fake(make: Callable[[], Step], device: str = "cpu", label: str = "") -> Trace:
+    """The trace of a whole step of `make()`; both run on fake tensors of `device`, with no times.
+
+    A step ends with the optimizer that is met last. The first makes the optimizer's state; recorded
+    is the first in which none is new. Without any, it is the second call.
+    Raises `TraceError` if what the step does depends on the values of its tensors.
+    """
+    place = torch.device(device)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fakes = _Fakes(mode, place)
+    recorder = Recorder(place, fakes)
+    met: list[int] = []
+
+    def begins(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        recorder.optimizer_begins(optimizer)
+
+    def ends(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        recorder.optimizer_ends(optimizer)
+        is_new = id(optimizer) not in met
+        if is_new:
+            met.append(id(optimizer))
+        if id(optimizer) == met[-1]:
+            trace = recorder.end(label).trace
+            if not is_new:
+                raise _Recorded(trace)
+            recorder.begin()
+
+    def build(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return fakes.run(func, *fakes.of(func, args, kwargs))[0]
+
+    def record(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return recorder.run(func, *fakes.of(func, args, kwargs))
+
+    hooks = [register_optimizer_step_pre_hook(begins), register_optimizer_step_post_hook(ends)]
+    recorder.open()
+    try:
+        with _remembering(), mode:
+            with place, Clock(build, transparent=(FakeTensor,)):
+                step = make()
+            with _unsuspected(), Clock(record, transparent=(FakeTensor,)):
+                recorder.begin()
+                for number in range(_WARM_UP):
+                    step(number)
+                    if not met:
+                        trace = recorder.end(label).trace
+                        if number:
+                            return trace
+                        recorder.begin()
+        raise TraceError(f"{label or 'the step'}: each of {_WARM_UP} steps had a new optimizer")
+    except _Recorded as found:
+        return found.trace
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise TraceError(
+            f"{label or 'the step'}: what it does depends on the values of its tensors ({error}), "
+            "which are not known without running it; record a real step with `penstock trace`"
+        ) from None
+    finally:
+        for hook in hooks:
+            hook.remove()
+        recorder.close()
+
+
+class _Recorded(BaseException):
+    """Leaves the step: all that was to be seen was seen."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__(trace)
+        self.trace = trace
+
+
+class _Fakes:
+    """Runs calls on fake tensors, and keeps the values of small constants."""
+
+    def __init__(self, mode: FakeTensorMode, device: torch.device) -> None:
+        self._mode = mode
+        self._knows = device.type == "cpu"  # elsewhere torch would compute them on the device
+
+    def of(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        """The arguments with each real tensor replaced by one and the same fake."""
+        is_lift = func in FakeTensorMode.lift_fns  # of `torch.tensor`, which tells torch the value
+        if is_lift or all(isinstance(one, FakeTensor) for one in tensors_in((args, kwargs))):
+            return args, kwargs
+        return cast(tuple[Any, Any], tree_map_only(Tensor, self._fake, (args, kwargs)))
+
+    def run(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Cost]:
+        result = func(*args, **kwargs)
+        is_constant = (
+            self._knows
+            and isinstance(result, FakeTensor)
+            and result.numel() <= _KNOWN_UP_TO
+            and not facts_of(func).random
+            and not tensors_in((args, kwargs))
+        )
+        if is_constant:
+            with unset_fake_temporarily():
+                real = func(*args, **kwargs)
+            result = self._known(real)
+        return result, _UNKNOWN
+
+    def _fake(self, tensor: Tensor) -> Tensor:
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        fake: Tensor | None = getattr(tensor, "_penstock_fake", None)
+        if fake is None or fake.fake_mode is not self._mode:  # type: ignore[attr-defined]
+            is_small = tensor.numel() <= _KNOWN_UP_TO and not tensor.is_floating_point()
+            if is_small and self._knows:
+                with unset_fake_temporarily():
+                    alias = tensor.detach()  # the tensor itself would hold the fake that holds it
+                fake = self._known(alias)
+            else:
+                fake = self._mode.from_tensor(tensor)
+            tensor._penstock_fake = fake  # type: ignore[attr-defined]
+        return fake
+
+    def _known(self, real: Tensor) -> Tensor:
+        converter = self._mode.fake_tensor_converter
+        found: Tensor = converter.from_real_tensor(self._mode, real, make_constant=True)
+        return found
+
+
+_UNKNOWN = Cost(lambda: 0.0, 0, 0)
+
+
+@contextmanager
+def _remembering() -> Iterator[None]:
+    """While it lasts, torch keeps the values of small constants beside their shapes."""
+    with (
+        _replaced(fake_tensor, "CONSTANT_NUMEL_LIMIT", _KNOWN_UP_TO),
+        # It draws again until it likes what it drew.
+        _replaced(nn.init, "_no_grad_trunc_normal_", lambda tensor, *_, **__: tensor),
+    ):
+        yield
+
+
+@contextmanager
+def _unsuspected() -> Iterator[None]:
+    """While it lasts, transformers does not notice fake tensors: for them it builds other masks."""
+    asking = sys.modules.get("transformers.utils.import_utils")
+    if asking is None or not hasattr(asking, "is_fake_tensor"):
+        yield
+        return
+    with _replaced(asking, "is_fake_tensor", lambda _: False):
+        yield
+
+
+@contextmanager
+def _replaced(owner: ModuleType, name: str, by: Any) -> Iterator[None]:
+    was = getattr(owner, name)
+    setattr(owner, name, by)
+    try:
+        yield
+    finally:
+        setattr(owner, name, was)
