@@ -4,7 +4,8 @@
 
 Each workload runs in two fresh processes: plain PyTorch, then inside a session. Losses, parameters
 and buffers must be the same, bit for bit. Peaks are resident bytes above the base; the predicted
-peak and time stand beside the median of the steps that they predict (after the charted ones).
+peak and time stand beside the median of the steps that they predict (after the charted ones). The
+predicted time follows the pace of the machine in the steps before; `simulated` is the error without.
 """
 
 import argparse
@@ -86,6 +87,7 @@ def child(name: str, size: str, budget: str | None, policy: str) -> dict[str, An
                 "seconds": one.seconds,
                 "peak": one.peak,
                 "predicted_seconds": one.predicted_seconds,
+                "pace": one.pace,
                 "predicted_peak": one.predicted_peak,
                 "stalls": one.stalls,
                 "decisions": one.decisions,
@@ -139,6 +141,9 @@ def row(name: str, plain: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]
         "seconds": median(one["seconds"] for one in late),
         "peak_error": error("peak"),
         "seconds_error": error("seconds"),
+        "simulated_error": median(
+            one["predicted_seconds"] / one["pace"] / one["seconds"] - 1 for one in late
+        ),
         "events": sorted({event for one in planned for event in one["events"]}),
         "steps": [
             {fact: value for fact, value in one.items() if fact not in ("decisions", "events")}
@@ -159,6 +164,7 @@ def shown(rows: list[dict[str, Any]]) -> Table:
         "plain s",
         "s",
         "s error",
+        "simulated",
         "bits",
     ):
         table.add_column(head, justify="left" if head in ("workload", "by", "bits") else "right")
@@ -176,6 +182,7 @@ def shown(rows: list[dict[str, Any]]) -> Table:
             f"{one['plain_seconds']:.2f}",
             f"{one['seconds']:.2f}",
             f"{one['seconds_error']:+.1%}",
+            f"{one['simulated_error']:+.1%}",
             "same" if one["same"] else "DIFFERENT",
         )
     return table

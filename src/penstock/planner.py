@@ -5,7 +5,9 @@ take beside copies, how fast the links are under load, how many bytes the alloca
 values. From the first chart a new plan is made, from the others a better prediction of the same one.
 """
 
+from collections import deque
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from penstock.engine.program import Program, compile_program
 from penstock.ir.machine import Machine
 from penstock.ir.policy import Policy, Problem
 from penstock.ir.timeline import Timeline
+from penstock.ir.trace import Trace
 from penstock.record.step import Recording
 from penstock.solve.best import Outcome, outcome
 
@@ -25,6 +28,10 @@ CHARTED = 3
 """Planned steps of each shape that are measured op by op."""
 _CORRECTIONS = 6
 """Later plans for one shape, made because the device held more than was planned."""
+_RESERVE = 128
+"""One part in so many of the budget is left free: what the allocator takes is learnt a step late."""
+_PACED = 5
+"""Steps from which the machine's pace is read."""
 _REMEMBERED = 32
 """Shapes of the step that are kept."""
 
@@ -38,11 +45,17 @@ class Course:
     program: Program
     seconds: list[NDArray[np.float64]] = field(default_factory=list)  # by chart: ops x (own, host)
     corrections: int = 0
+    ratios: deque[float] = field(default_factory=lambda: deque(maxlen=_PACED))
 
     @property
     def slack(self) -> int:
         """Bytes that the device holds beyond values."""
         return self.recording.trace.slack
+
+    @property
+    def pace(self) -> float:
+        """How fast the machine is now: measured over simulated seconds, of the last few steps."""
+        return median(self.ratios) if self.ratios else 1.0
 
     @property
     def is_young(self) -> bool:
@@ -58,7 +71,7 @@ class Planner:
 
     def plan(self, recording: Recording, budget: int) -> Course:
         """Plan a step that was just recorded. Raises `NeedError` if the policy lacks something."""
-        found = policies.ask(self.policy, Problem(recording.trace, self.machine, budget))
+        found = policies.ask(self.policy, self._problem(recording.trace, budget))
         course = Course(recording, found, _compiled(recording, found))
         others = [other for other in self.courses if not _same_shape(other, course)]
         self.courses = [course, *others][:_REMEMBERED]
@@ -91,17 +104,21 @@ class Planner:
         self._plan_again(course, course.slack + excess, budget, keep=False)
         return True
 
+    def _problem(self, trace: Trace, budget: int) -> Problem:
+        return Problem(trace, self.machine, budget - budget // _RESERVE)
+
     def _plan_again(self, course: Course, slack: int, budget: int, *, keep: bool) -> None:
         """Plan anew with what was learnt; or `keep` the plan, and predict it better."""
         known = course.recording.trace
-        trace = known.relearnt(max(0, slack), _median(len(known.ops), course.seconds))
-        problem = Problem(trace, self.machine, budget)
+        trace = known.relearnt(max(0, slack), _typical(len(known.ops), course.seconds))
+        problem = self._problem(trace, budget)
         found = outcome(problem, course.outcome.plan) if keep else None
         if found is None or found.shortfall > course.outcome.shortfall:
             found = policies.ask(self.policy, problem)
         course.recording = replace(course.recording, trace=trace)
         course.outcome = found
         course.program = _compiled(course.recording, found)
+        course.ratios.clear()
 
 
 def _compiled(recording: Recording, found: Outcome) -> Program:
@@ -117,10 +134,19 @@ def _same_shape(one: Course, other: Course) -> bool:
     )
 
 
-def _median(ops: int, charts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Ops x (own, host) seconds; NaN where no chart says anything."""
+def _typical(ops: int, charts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Ops x (own, host) seconds; NaN where no chart says anything.
+
+    The median of each op, so that a disturbance does not count; but times are skewed, and a sum of
+    medians is too low: scaled, so that the whole is the median whole.
+    """
     found = np.full((ops, 2), np.nan)
-    stacked = np.stack([found, *charts])
+    if not charts:
+        return found
+    stacked = np.stack(charts)
     told = ~np.isnan(stacked).all(axis=0)
     found[told] = np.nanmedian(stacked[:, told], axis=0)
+    always = ~np.isnan(stacked).any(axis=0)
+    if (low := found[always].sum()) > 0:
+        found *= np.median(stacked[:, always].sum(axis=1)) / low
     return found

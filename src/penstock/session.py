@@ -57,8 +57,9 @@ class StepReport:
     seconds: float
     peak: int
     planning_seconds: float = 0.0  # spent before it: to plan, and to move to the plan's start
-    predicted_seconds: float | None = None
+    predicted_seconds: float | None = None  # simulated, times the machine's pace
     predicted_peak: int | None = None
+    pace: float = 1.0  # measured over simulated seconds, in the steps before
     stalls: dict[str, float] = field(default_factory=dict)  # seconds by cause
     traffic: dict[str, int] = field(default_factory=dict)  # bytes by link
     decisions: dict[str, int] = field(default_factory=dict)
@@ -230,11 +231,14 @@ class Session:
             },
             traffic={lane: nbytes - self._traffic.get(lane, 0) for lane, nbytes in moved},
         )
+        course = self._planner.course_of(followed)
         if followed is not None:
+            pace = 1.0 if course is None else course.pace
             report = replace(
                 report,
-                predicted_seconds=followed.predicted.seconds,
+                predicted_seconds=followed.predicted.seconds * pace,
                 predicted_peak=followed.predicted.peak,
+                pace=pace,
                 decisions=followed.plan.counts(),
             )
         if recorded:
@@ -243,7 +247,9 @@ class Session:
             return
         if any(event.startswith("fallback") for event in happened.events):
             self._step_changed()
-        elif (course := self._planner.course_of(followed)) is not None:
+        elif followed is not None and course is not None:
+            if followed.predicted.seconds:
+                course.ratios.append(seconds / followed.predicted.seconds)
             self._learn(course, log, report)
         self._tell(replace(report, events=tuple(happened.events)))
 
