@@ -15,7 +15,8 @@ Facts are attributes, the text is made in `__str__`, and all arguments are posit
 error survives the pickling of a worker process.
 """
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "BudgetError",
@@ -28,6 +29,7 @@ __all__ = [
     "TraceError",
     "UsageError",
     "mib",
+    "nearest",
 ]
 
 
@@ -35,6 +37,18 @@ def mib(nbytes: float) -> str:
     """Bytes as people read them: `1,234 MiB`, with two digits below 10 MiB."""
     value = nbytes / 2**20
     return f"{value:,.0f} MiB" if abs(value) >= 10 else f"{value:,.2f} MiB"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name, if one of `known` is near: `; did you mean chen?`."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name, if one of `known` is near: `; did you mean capuchin?`."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 class PenstockError(Exception):

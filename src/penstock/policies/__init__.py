@@ -5,17 +5,15 @@ A policy is a frozen dataclass that turns a `Problem` into a `Plan`; its file is
 `penstock.policies`.
 """
 
-import difflib
 import importlib
 import math
 import pkgutil
 import re
-from collections.abc import Iterable
 from dataclasses import fields, replace
 from importlib.metadata import entry_points
 from typing import Any, get_args
 
-from penstock.errors import NeedError, UsageError
+from penstock.errors import NeedError, UsageError, nearest
 from penstock.ir.policy import Need, Policy, Problem
 from penstock.solve.best import Outcome, outcome
 
@@ -41,7 +39,7 @@ def load(name: str) -> type[Policy]:
         if point.name == name:
             return point.load()  # type: ignore[no-any-return]
     raise UsageError(
-        f"no policy is called {name!r}{_nearest(name, names())}; there are: {', '.join(names())}"
+        f"no policy is called {name!r}{nearest(name, names())}; there are: {', '.join(names())}"
     )
 
 
@@ -55,7 +53,7 @@ def configured(text: str) -> Policy:
         key, equals, value = (part.strip() for part in option.partition("="))
         if key not in known or not equals:
             takes = ", ".join(known) or "no options"
-            hint = _nearest(key, known)
+            hint = nearest(key, known)
             raise UsageError(
                 f"policy {name}: option {option!r} is not known{hint}; it takes {takes}"
             )
@@ -85,12 +83,6 @@ def require(policy: Policy, problem: Problem) -> None:
         missing.append(Need.SECONDS)
     if missing:
         raise NeedError(f"policy {type(policy).__name__} needs {' and '.join(missing)}")
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt name, if one of `known` is near."""
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _name(policy: Policy) -> str:
