@@ -45,12 +45,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt name, if one of `known` is near: `; did you mean capuchin?`."""
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 class PenstockError(Exception):
     """Base of all errors that Penstock raises on purpose."""
 
