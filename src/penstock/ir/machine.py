@@ -1,11 +1,12 @@
 """The hardware as data: a device, the tiers below it, and the links between."""
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import astuple, dataclass, field, replace
 from typing import Self
 
 from penstock.errors import TraceError, mib
 
-__all__ = ["Device", "Link", "Machine", "Tier"]
+__all__ = ["Device", "Link", "Machine", "Rate", "Tier"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +50,40 @@ class Tier:
 
 
 @dataclass(frozen=True, slots=True)
+class Rate:
+    """What an op costs: `launch`, and then the longer of its arithmetic and its traffic (a roofline).
+
+    A rate of 0 says that this part costs nothing.
+    """
+
+    launch: float = 0.0  # seconds
+    flops: float = 0.0  # per second
+    bandwidth: float = 0.0  # bytes per second
+    workspace: float = 0.0  # bytes, for each byte that it moves
+
+    def __post_init__(self) -> None:
+        if not all(0 <= one < math.inf for one in astuple(self)):
+            raise TraceError(f"an op's rates must be 0 or more and finite, not {self}")
+
+    def seconds(self, flops: float, moved: float) -> float:
+        arithmetic = flops / self.flops if self.flops else 0.0
+        traffic = moved / self.bandwidth if self.bandwidth else 0.0
+        return self.launch + max(arithmetic, traffic)
+
+
+@dataclass(frozen=True, slots=True)
 class Device:
-    """Where ops run."""
+    """Where ops run.
+
+    `costs` is what calibration found: rates by op (`aten.mm`), by op and dtype (`aten.mm bfloat16`),
+    or by class of ops (see `simulate.roofline`), the most special first.
+    """
 
     name: str
     memory: int  # bytes
     bandwidth: float = 0.0  # bytes per second; 0: not known
     flops: dict[str, float] = field(default_factory=dict, hash=False)  # by dtype, per second
+    costs: dict[str, Rate] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.memory <= 0:

@@ -16,7 +16,7 @@ import numpy as np
 import zstandard
 
 from penstock.errors import TraceError
-from penstock.ir.machine import Device, Link, Machine, Tier
+from penstock.ir.machine import Device, Link, Machine, Rate, Tier
 from penstock.ir.plan import Decision, Plan, Recompute, Swap
 from penstock.ir.schedule import Cause
 from penstock.ir.timeline import Timeline
@@ -168,6 +168,7 @@ _OP: dict[str, Any] = {
     "random": False,
     "repeatable": True,
     "module": "",
+    "dtype": "",
 }
 
 
@@ -201,6 +202,7 @@ def _read_trace(body: Json) -> Trace:
                 bool(row["random"]),
                 bool(row["repeatable"]),
                 row["module"],
+                row["dtype"],
             )
             for index, row in enumerate(_rows(ops, len(ops["name"]), _OP))
         ),
@@ -239,6 +241,10 @@ def _read_machine(body: Json) -> Machine:
             int(device["memory"]),
             float(device.get("bandwidth", 0.0)),
             {dtype: float(rate) for dtype, rate in device.get("flops", {}).items()},
+            {
+                ops: Rate(**{what: float(one) for what, one in rate.items()})
+                for ops, rate in device.get("costs", {}).items()
+            },
         ),
         tuple(
             Tier(

@@ -83,6 +83,7 @@ class Op:
     random: bool = False  # draws random numbers
     repeatable: bool = True  # running it again from the same inputs changes nothing else
     module: str = ""  # path of the module whose forward (or its backward) made the call
+    dtype: str = ""  # of what it computes, e.g. `float32`; empty: not known
 
 
 @dataclass(frozen=True, slots=True)

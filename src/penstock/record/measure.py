@@ -11,7 +11,16 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop
 
 from penstock.dispatch.resident import CpuMeter, Meter
 
-__all__ = ["Cost", "CpuStopwatch", "CudaStopwatch", "Stopwatch", "flops_of", "stopwatch_for"]
+__all__ = [
+    "Cost",
+    "CpuStopwatch",
+    "CudaStopwatch",
+    "Stopwatch",
+    "dtype_of",
+    "flops_of",
+    "moved_bytes",
+    "stopwatch_for",
+]
 
 # Below this, scratch bytes drown in the page counters of the kernel.
 _NOTABLE = 256 * 1024
@@ -104,6 +113,14 @@ def flops_of(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], r
 
 
 _FLASH_ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default}
+
+
+def dtype_of(tensors: Sequence[Tensor]) -> str:
+    """The dtype that a call computes in: of the first tensor of floats, else of the first."""
+    for tensor in tensors:
+        if tensor.dtype.is_floating_point:
+            return str(tensor.dtype).removeprefix("torch.")
+    return str(tensors[0].dtype).removeprefix("torch.") if tensors else ""
 
 
 def moved_bytes(tensors: Sequence[Tensor]) -> int:

@@ -23,7 +23,7 @@ from penstock.dispatch.clock import in_backward
 from penstock.dispatch.schema import Facts, facts_of, tensors_in
 from penstock.dispatch.storage import StorageRef, key_of, storage_of
 from penstock.ir.trace import Kind, Op, OpIndex, Phase, StorageId, Trace, Value, ValueId
-from penstock.record.measure import Cost, Stopwatch, flops_of, moved_bytes
+from penstock.record.measure import Cost, Stopwatch, dtype_of, flops_of, moved_bytes
 from penstock.record.modules import ModulePaths
 
 __all__ = ["Recorder", "Recording"]
@@ -101,6 +101,7 @@ class Recorder:
                 op.facts.random,
                 op.repeatable,
                 op.module,
+                op.dtype,
             )
             for index, op in enumerate(self._ops)
         )
@@ -214,6 +215,7 @@ class Recorder:
                 facts.repeatable
                 and (bool(facts.secret_writes) or all(s.is_of_this_step for s in targets)),
                 module,
+                dtype_of([*outputs, *inputs]),
             )
         )
         self._left = time.perf_counter()
@@ -328,3 +330,4 @@ class _Op:
     scratch: int
     repeatable: bool
     module: str
+    dtype: str

@@ -1,0 +1,154 @@
+"""What ops cost on a machine on which they never ran: a roofline for each op, or class of ops.
+
+Idea      An op takes its launch, and then the longer of its arithmetic and its traffic. Rates are
+          what calibration measured of that very op; else of its class; else the machine's peak
+          rates times what kernels of that class usually reach.
+Assumes   That ops of one name differ only in flops and bytes. Small matrices and odd shapes reach
+          less; calibrate with steps like yours.
+Inferred  The usual shares below: from public benchmarks of cuBLAS, cuDNN and attention kernels,
+          rounded. They are meant for ranking machines; calibrate for truth.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.ir.machine import Device, Machine, Rate
+from penstock.ir.trace import Op, Trace
+
+__all__ = ["Sample", "class_of", "fitted", "host_key", "priced", "rate_of"]
+
+_CLASSES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("attention", ("scaled_dot_product", "flash_attention", "efficient_attention")),
+    ("convolution", ("conv",)),
+    ("recurrent", ("rnn", "lstm", "gru")),
+    ("matmul", ("mm", "matmul", "linear", "bilinear", "dot", "einsum")),
+    ("norm", ("norm", "softmax")),
+    ("lookup", ("embedding", "index", "gather", "scatter", "nll_loss", "topk", "sort")),
+    ("optimizer", ("_foreach", "_fused")),
+)
+_OTHER = "pointwise"
+
+_SHARES = {  # of peak arithmetic, of peak bandwidth
+    "matmul": (0.75, 0.8),
+    "convolution": (0.55, 0.7),
+    "attention": (0.5, 0.7),
+    "recurrent": (0.3, 0.5),
+    "norm": (1.0, 0.7),
+    "lookup": (1.0, 0.4),
+    "optimizer": (1.0, 0.85),
+    "pointwise": (1.0, 0.85),
+}
+_LAUNCH = 4e-6
+"""Seconds that a GPU kernel takes at least, from one launch to the next."""
+
+
+def priced(trace: Trace, machine: Machine) -> Trace:
+    """The trace with the times that its ops would take on `machine`, and their workspaces.
+
+    What was measured stays: only a trace without any time is priced.
+    """
+    if trace.seconds:
+        return trace
+    freed = np.zeros(len(trace.ops) + 1, np.int64)
+    for value in trace.values:
+        if value.freed is not None:
+            freed[value.freed + 1] += value.nbytes
+    ops = []
+    for op in trace.ops:
+        rate = rate_of(machine.device, op)
+        host = machine.device.costs.get(host_key(op), Rate())
+        ops.append(
+            replace(
+                op,
+                seconds=rate.seconds(op.flops, op.moved),
+                host_seconds=host.seconds(0, int(freed[op.index])),
+                workspace=op.workspace or int(rate.workspace * op.moved),
+            )
+        )
+    return replace(trace, ops=tuple(ops))
+
+
+def rate_of(device: Device, op: Op) -> Rate:
+    """The rates of an op on a device: measured ones, as special as there are, or usual ones."""
+    kind = class_of(op.name)
+    for key in (f"{op.name} {op.dtype}", op.name, f"{kind} {op.dtype}", kind):
+        if key in device.costs:
+            return device.costs[key]
+    arithmetic, traffic = _SHARES[kind]
+    peak = device.flops.get(op.dtype) or device.flops.get("float32", 0.0)
+    return Rate(_LAUNCH, arithmetic * peak, traffic * device.bandwidth)
+
+
+def class_of(name: str) -> str:
+    """The class of an op by its name: `matmul`, `convolution`, `pointwise` ..."""
+    bare = name.partition(".")[2]
+    return next((kind for kind, parts in _CLASSES if any(p in bare for p in parts)), _OTHER)
+
+
+def host_key(op: Op) -> str:
+    """What calibration calls the host's time before an op of this phase."""
+    return f"host {op.phase.value}"
+
+
+# -- calibration --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One op that ran: what it had to do, and what it took."""
+
+    flops: int
+    moved: int  # bytes
+    seconds: float
+    workspace: int = 0  # bytes
+
+
+def fitted(samples: Sequence[Sample]) -> Rate:
+    """The roofline that fits best: the least sum of squared relative errors.
+
+    Which of arithmetic and traffic bounds an op is not known beforehand: it is guessed, fitted, and
+    guessed again by the rates found, until nothing changes.
+    """
+    flops = np.array([one.flops for one in samples], float)
+    moved = np.array([one.moved for one in samples], float)
+    seconds = np.array([max(one.seconds, 1e-9) for one in samples])
+    best, least = Rate(float(np.median(seconds))), np.inf
+    for is_arithmetic in (flops > 0, np.zeros(len(samples), bool)):
+        bound = is_arithmetic
+        for _ in range(8):
+            columns = np.stack([np.ones(len(seconds)), flops * bound, moved * ~bound], axis=1)
+            launch, per_flop, per_byte = _not_negative(columns / seconds[:, None])
+            again = flops * per_flop > moved * per_byte
+            if (again == bound).all():
+                break
+            bound = again
+        seen = launch + np.maximum(flops * per_flop, moved * per_byte)
+        error = float(((seen / seconds - 1) ** 2).sum())
+        if error < least:
+            least = error
+            best = Rate(launch, _rate(per_flop), _rate(per_byte))
+    scratch = [one.workspace / one.moved for one in samples if one.moved]
+    return replace(best, workspace=float(np.median(scratch)) if scratch else 0.0)
+
+
+def _not_negative(columns: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Coefficients, none below 0, with which the columns sum to 1 best. Three: try all subsets."""
+    best, least = np.zeros(3), np.inf
+    target = np.ones(len(columns))
+    for chosen in range(1, 8):
+        use = [column for column in range(3) if chosen >> column & 1 and columns[:, column].any()]
+        if not use:
+            continue
+        found = np.linalg.lstsq(columns[:, use], target, rcond=None)[0]
+        error = float(((columns[:, use] @ found - target) ** 2).sum())
+        if (found >= 0).all() and error < least * (1 - 1e-12):
+            best, least = np.zeros(3), error
+            best[use] = found
+    return float(best[0]), float(best[1]), float(best[2])
+
+
+def _rate(per_unit: float) -> float:
+    return 1 / per_unit if per_unit > 0 else 0.0
