@@ -4,9 +4,15 @@ import math
 from dataclasses import astuple, dataclass, field, replace
 from typing import Self
 
-from penstock.errors import TraceError, mib
+from penstock.errors import TraceError, mib, nearest
 
-__all__ = ["Device", "Link", "Machine", "Rate", "Tier"]
+__all__ = ["DTYPES", "Device", "Link", "Machine", "Rate", "Tier"]
+
+DTYPES = (
+    *("float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"),
+    *("complex128", "complex64", "int64", "int32", "int16", "int8", "uint8", "bool"),
+)
+"""The dtypes for which a device may have a rate, as torch prints them without its prefix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,21 @@ class Device:
     def __post_init__(self) -> None:
         if self.memory <= 0:
             raise TraceError(f"device {self.name}: memory of {self.memory} bytes")
+        if not 0 <= self.bandwidth < math.inf:
+            raise TraceError(
+                f"device {self.name}: bandwidth of {self.bandwidth:g} bytes/s; it must be 0 (not "
+                "known) or more"
+            )
+        for dtype, rate in self.flops.items():
+            if dtype not in DTYPES:
+                raise TraceError(
+                    f"device {self.name}: flops of unknown dtype {dtype!r}{nearest(dtype, DTYPES)}; "
+                    f"known are {', '.join(DTYPES)}"
+                )
+            if not 0 < rate < math.inf:
+                raise TraceError(
+                    f"device {self.name}: {rate:g} flops of {dtype}; leave out what is not known"
+                )
 
 
 @dataclass(frozen=True, slots=True)
