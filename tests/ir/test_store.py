@@ -180,12 +180,84 @@ def test_an_unknown_decision_is_named(path):
     assert complaint(path) == "FILE: a decision says 'pray'; known are 'swap' and 'recompute'"
 
 
-def test_an_impossible_machine_is_refused_by_its_own_check(path, machine):
-    save(path, machine)
-    body = body_of(path)
-    body["tiers"][0]["read"]["bandwidth"] = -1
-    write(path, body)
-    assert "a link needs a bandwidth above 0" in complaint(path)
+MACHINE = {
+    "penstock": "machine",
+    "version": FORMAT_VERSION,
+    "device": {"name": "card", "memory": 2**30, "bandwidth": 1e11, "flops": {"float32": 1e12}},
+    "tiers": [
+        {"name": "host", "capacity": 2**33, "write": {"bandwidth": 1e9}, "read": {"bandwidth": 1e9}}
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("device", None, "there is no field device"),
+        ("device", 3, "device must be an object, not 3"),
+        ("device.name", None, "there is no field device.name"),
+        ("device.memory", None, "there is no field device.memory"),
+        ("device.memory", "16GB", 'device.memory must be a number, not "16GB"'),
+        ("device.memory", -1, "device.memory must be 0 or more, and finite, not -1"),
+        ("device.memory", 1.5, "device.memory must be a whole number of bytes, not 1.5"),
+        ("device.memory", 10**30, f"device.memory must be a whole number of bytes, not {10**30}"),
+        ("device.memory", 0, "device card: memory of 0 bytes"),
+        ("device.bandwidth", -5, "device.bandwidth must be 0 or more, and finite, not -5"),
+        ("device.bandwidth", True, "device.bandwidth must be a number, not true"),
+        ("device.flops", [1], "device.flops must be an object, not [1]"),
+        ("device.flops.float32", -1, "device.flops.float32 must be 0 or more, and finite, not -1"),
+        ("device.flops.float32", 0, "device card: 0 flops of float32; leave out what is not known"),
+        ("device.costs", {"aten.mm": 2}, "device.costs.aten.mm must be an object, not 2"),
+        (
+            "device.costs",
+            {"aten.mm": {"lunch": 1}},
+            (
+                "device.costs.aten.mm has an unknown field 'lunch'; did you mean launch?; it takes "
+                "launch, flops, bandwidth, workspace"
+            ),
+        ),
+        ("tiers", {}, "tiers must be a list, not {}"),
+        ("tiers.0", "host", 'tiers[0] must be an object, not "host"'),
+        ("tiers.0.name", "", 'tiers[0].name must be a text, not ""'),
+        ("tiers.0.capacity", -1, "tiers[0].capacity must be 0 or more, and finite, not -1"),
+        ("tiers.0.write", None, "there is no field tiers[0].write"),
+        ("tiers.0.write.bandwidth", None, "there is no field tiers[0].write.bandwidth"),
+        (
+            "tiers.0.read.bandwidth",
+            -1,
+            "tiers[0].read.bandwidth must be 0 or more, and finite, not -1",
+        ),
+        (
+            "tiers.0.read.bandwidth",
+            0,
+            "tiers[0].read.bandwidth must be more than 0 bytes per second",
+        ),
+        ("tiers.0.read.latency", -1, "tiers[0].read.latency must be 0 or more, and finite, not -1"),
+        ("tiers.0.drag", 1, "tiers[0].drag must be below 1, not 1: it is a share"),
+    ],
+)
+def test_a_wrong_machine_file_is_refused_with_the_field_that_is_wrong(path, field, value, reason):
+    body = json.loads(json.dumps(MACHINE))
+    write(path, body, compressed=False)
+    load(path)  # right before it is made wrong
+    *way, last = (int(part) if part.isdecimal() else part for part in field.split("."))
+    record = body
+    for part in way:
+        record = record[part]
+    if value is None:
+        del record[last]
+    else:
+        record[last] = value
+    write(path, body, compressed=False)
+    assert complaint(path) == f"FILE: {reason}"
+
+
+def test_a_rate_of_an_unknown_dtype_is_refused_with_the_nearest(path):
+    flops = {"flaot32": 1e12}
+    write(path, {**MACHINE, "device": {**MACHINE["device"], "flops": flops}})
+    assert complaint(path).startswith(
+        "FILE: device card: flops of unknown dtype 'flaot32'; did you mean float32?; known are "
+    )
 
 
 def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(path):

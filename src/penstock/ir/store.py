@@ -7,6 +7,7 @@ never runs code. Files are replaced whole: a crash while saving leaves the old o
 import dataclasses
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 import numpy as np
 import zstandard
 
-from penstock.errors import TraceError
+from penstock.errors import TraceError, nearest
 from penstock.ir.machine import Device, Link, Machine, Rate, Tier
 from penstock.ir.plan import Decision, Plan, Recompute, Swap
 from penstock.ir.schedule import Cause
@@ -234,29 +235,120 @@ def _write_machine(machine: Machine) -> Json:
 
 
 def _read_machine(body: Json) -> Machine:
-    device = body["device"]
+    device = _record(body, "device")
     return Machine(
         Device(
-            str(device["name"]),
-            int(device["memory"]),
-            float(device.get("bandwidth", 0.0)),
-            {dtype: float(rate) for dtype, rate in device.get("flops", {}).items()},
+            _text(device, "name", "device"),
+            _bytes(device, "memory", "device"),
+            _number(device, "bandwidth", "device", 0.0),
             {
-                ops: Rate(**{what: float(one) for what, one in rate.items()})
-                for ops, rate in device.get("costs", {}).items()
+                dtype: _number(device["flops"], dtype, "device.flops")
+                for dtype in _record(device, "flops", "device", {})
+            },
+            {
+                ops: _read_rate(device["costs"], ops)
+                for ops in _record(device, "costs", "device", {})
             },
         ),
-        tuple(
-            Tier(
-                str(tier["name"]),
-                int(tier["capacity"]),
-                Link(float(tier["write"]["bandwidth"]), float(tier["write"].get("latency", 0))),
-                Link(float(tier["read"]["bandwidth"]), float(tier["read"].get("latency", 0))),
-                float(tier.get("drag", 0.0)),
-            )
-            for tier in body.get("tiers", [])
-        ),
+        tuple(_read_tier(body, position) for position in range(len(_list(body, "tiers")))),
     )
+
+
+def _read_rate(costs: Json, ops: str) -> Rate:
+    where = f"device.costs.{ops}"
+    rate = _record(costs, ops, "device.costs")
+    known = [field.name for field in dataclasses.fields(Rate)]
+    for name in rate:
+        if name not in known:
+            raise TraceError(
+                f"{where} has an unknown field {name!r}{nearest(name, known)}; it takes "
+                f"{', '.join(known)}"
+            )
+    return Rate(**{name: _number(rate, name, where) for name in rate})
+
+
+def _read_tier(body: Json, position: int) -> Tier:
+    where = f"tiers[{position}]"
+    tier = body["tiers"][position]
+    if not isinstance(tier, dict):
+        raise TraceError(f"{where} must be an object, not {_shown(tier)}")
+    drag = _number(tier, "drag", where, 0.0)
+    if drag >= 1:
+        raise TraceError(f"{where}.drag must be below 1, not {drag:g}: it is a share")
+    return Tier(
+        _text(tier, "name", where),
+        _bytes(tier, "capacity", where),
+        _read_link(tier, "write", where),
+        _read_link(tier, "read", where),
+        drag,
+    )
+
+
+def _read_link(tier: Json, name: str, where: str) -> Link:
+    link, where = _record(tier, name, where), f"{where}.{name}"
+    bandwidth = _number(link, "bandwidth", where)
+    if not bandwidth:
+        raise TraceError(f"{where}.bandwidth must be more than 0 bytes per second")
+    return Link(bandwidth, _number(link, "latency", where, 0.0))
+
+
+# People write machine files by hand, so what is wrong is said with the path of the field.
+
+
+def _record(body: Json, name: str, where: str = "", default: Json | None = None) -> Json:
+    found = _field(body, name, where, default)
+    if not isinstance(found, dict):
+        raise TraceError(f"{_path(where, name)} must be an object, not {_shown(found)}")
+    return found
+
+
+def _list(body: Json, name: str) -> list[Any]:
+    found = body.get(name, [])
+    if not isinstance(found, list):
+        raise TraceError(f"{name} must be a list, not {_shown(found)}")
+    return found
+
+
+def _text(body: Json, name: str, where: str) -> str:
+    found = _field(body, name, where)
+    if not isinstance(found, str) or not found:
+        raise TraceError(f"{_path(where, name)} must be a text, not {_shown(found)}")
+    return found
+
+
+def _number(body: Json, name: str, where: str, default: float | None = None) -> float:
+    """A number of 0 or more."""
+    found = _field(body, name, where, default)
+    if not isinstance(found, int | float) or isinstance(found, bool):
+        raise TraceError(f"{_path(where, name)} must be a number, not {_shown(found)}")
+    if not 0 <= found <= sys.float_info.max:
+        raise TraceError(f"{_path(where, name)} must be 0 or more, and finite, not {_shown(found)}")
+    return float(found)
+
+
+def _bytes(body: Json, name: str, where: str) -> int:
+    found = _number(body, name, where)
+    if found != int(found) or found >= 2**63:
+        raise TraceError(
+            f"{_path(where, name)} must be a whole number of bytes, not {_shown(body[name])}"
+        )
+    return int(body[name])
+
+
+def _field(body: Json, name: str, where: str, default: Any = None) -> Any:
+    found = body.get(name, default)
+    if found is None:
+        raise TraceError(f"there is no field {_path(where, name)}")
+    return found
+
+
+def _path(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _shown(found: Any) -> str:
+    text = json.dumps(found)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 # -- plan ---------------------------------------------------------------------------------------
