@@ -175,9 +175,11 @@ def plans(draw: st.DrawFn, trace: Trace, machine: Machine, at_least: int = 1) ->
 def _swaps(draw: st.DrawFn, trace: Trace, machine: Machine, gap: Gap, *, ahead: bool) -> Decision:
     """A swap of `gap`. `ahead`: the copy out starts with the op after which the gap opens."""
     end = len(trace.ops)
-    made = trace.values[gap.value].producer
+    made, freed = trace.values[gap.value].producer, trace.values[gap.value].freed
     first = gap.start if ahead and made != gap.start else gap.start + 1
     last = end if gap.stop is None or gap.wraps else max(first, gap.stop - 2)
+    if gap.stop is None and freed is not None:
+        last = freed
     evict_at = draw(st.integers(first, last))
     back = None
     if gap.stop is not None:

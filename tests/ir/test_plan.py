@@ -54,6 +54,21 @@ def test_a_plan_that_fits_passes(decision, machine):
     assert check(TRACE, Plan((decision,)), machine) is None
 
 
+def test_what_is_freed_is_not_evicted_afterwards():
+    lingering = parse("""
+        f a  x:I1M -> h:A8M  1ms
+        f b  h     -> y:A1M  1ms
+        f c  y     -> z:A1M  1ms
+        free h
+        f d  z     -> u:A1M  1ms
+        keep u
+    """)
+    out = Swap(Gap(1, 1, None), "disk", evict_at=2, prefetch_at=None)
+    check(lingering, Plan((out,)))
+    with pytest.raises(PlanError, match="evicted at op 3, but it is freed after op 2"):
+        check(lingering, Plan((replace(out, evict_at=3),)))
+
+
 WRONG = {
     "value 99 does not exist in this trace": swapped(gap=replace(H, value=99)),
     "value 2 (h), ops 2..5: op 2 does not use it": swapped(gap=replace(H, start=2)),

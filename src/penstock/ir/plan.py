@@ -191,6 +191,9 @@ def _swap_faults(trace: Trace, swap: Swap) -> Iterator[str]:
     if gap.stop is None:
         if swap.prefetch_at is not None:
             yield f"back at op {swap.prefetch_at}, but nothing uses it again"
+        freed = trace.values[gap.value].freed
+        if freed is not None and swap.evict_at > freed:
+            yield f"evicted at op {swap.evict_at}, but it is freed after op {freed}"
     elif swap.prefetch_at is None:
         yield f"never brought back, but op {gap.stop} uses it"
     elif not gap.wraps and swap.evict_at >= gap.stop:
