@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from penstock.ir.schedule import Cause, Schedule, Verb
 from penstock.ir.timeline import COMPUTE, KINDS, Timeline, lane_of
 
-__all__ = ["Times", "chart", "lanes_of_copies"]
+__all__ = ["Changes", "Times", "changes", "chart", "lanes_of_copies"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,16 @@ class Times:
     earlier_end: NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """All that a schedule takes and gives back, in the order in which it happens."""
+
+    when: NDArray[np.float64]  # seconds since the step began
+    kind: NDArray[np.int64]  # position in `KINDS`
+    nbytes: NDArray[np.int64]  # below 0: given back
+    value: NDArray[np.int64]  # -1: the workspace of an op
+
+
 def lanes_of_copies(schedule: Schedule) -> NDArray[np.int16]:
     """By transfer: its lane. Lane 0 is compute; then each tier has one out and one in."""
     lanes: NDArray[np.int16] = 1 + 2 * schedule.copies.tier + schedule.copies.inward
@@ -38,7 +48,7 @@ def lanes_of_copies(schedule: Schedule) -> NDArray[np.int16]:
 
 def chart(schedule: Schedule, times: Times) -> Timeline:
     """The timeline of a schedule of which it is known when everything happened."""
-    start_of, end_of, earlier_end = times.start, times.end, times.earlier_end
+    start_of, end_of = times.start, times.end
     copies = schedule.copies
     lanes = (
         COMPUTE,
@@ -49,7 +59,9 @@ def chart(schedule: Schedule, times: Times) -> Timeline:
     is_run = verb <= Verb.RUN_AGAIN
     is_copy = (verb == Verb.EVICT) | (verb == Verb.PREFETCH)
     value_of = copies.value
-    moments, resident = _residency(schedule, start_of, end_of, value_of, earlier_end)
+    found = changes(schedule, times)
+    moved = np.zeros((len(KINDS), len(found.when)), np.int64)
+    moved[found.kind, np.arange(len(found.when))] = found.nbytes
 
     lane = np.zeros(len(verb), np.int16)
     lane[is_copy] = lane_of_copy[subject[is_copy]]
@@ -66,22 +78,18 @@ def chart(schedule: Schedule, times: Times) -> Timeline:
         span_end=end_of[is_span],
         span_ref=ref[is_span],
         span_again=(verb == Verb.RUN_AGAIN)[is_span],
-        times=moments,
-        resident=resident,
+        times=found.when,
+        resident=np.cumsum(moved, axis=1),
         stalls=times.stalls,
         traffic=dict(zip(lanes[1:], traffic[1:].tolist(), strict=True)),
         overhead_bytes=schedule.trace.slack,
     )
 
 
-def _residency(
-    schedule: Schedule,
-    start_of: NDArray[np.float64],
-    end_of: NDArray[np.float64],
-    value_of: NDArray[np.int32],
-    earlier_end: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The residency curve: times, and bytes by kind from each of them on."""
+def changes(schedule: Schedule, times: Times) -> Changes:
+    """What the residency curve is the sum of."""
+    start_of, end_of, earlier_end = times.start, times.end, times.earlier_end
+    value_of = schedule.copies.value
     trace, verb, subject = schedule.trace, schedule.verb, schedule.subject
     size, kind = trace.columns.nbytes, trace.columns.kind
     scratch = len(KINDS) - 1
@@ -92,20 +100,26 @@ def _residency(
     when: list[NDArray[np.float64]] = []
     which: list[NDArray[np.int64]] = []
     delta: list[NDArray[np.int64]] = []
+    whose: list[NDArray[np.int64]] = []
     rank: list[NDArray[np.int64]] = []
 
     def change(
-        at: NDArray[np.float64], row: NDArray[np.int64], nbytes: NDArray[np.int64], order: _Order
+        at: NDArray[np.float64],
+        row: NDArray[np.int64],
+        nbytes: NDArray[np.int64],
+        values: NDArray[np.int64] | NDArray[np.int32],
+        order: _Order,
     ) -> None:
         when.append(at)
         which.append(row)
         delta.append(nbytes)
+        whose.append(values.astype(np.int64))
         rank.append(np.broadcast_to(np.asarray(order, np.int64), at.shape))
 
     def change_values(
         at: NDArray[np.float64], values: NDArray[np.int32], sign: int, order: _Order
     ) -> None:
-        change(at, kind[values], sign * size[values], order)
+        change(at, kind[values], sign * size[values], values, order)
 
     leaving = np.array([v for v, t in schedule.away if earlier_end[t] > 0], np.int32)
     away = {value for value, _ in schedule.away}
@@ -122,8 +136,9 @@ def _residency(
     runs = rows[verb <= Verb.RUN_AGAIN]
     workspace = trace.columns.workspace[subject[runs]]
     on_scratch = np.full(len(runs), scratch)
-    change(start_of[runs], on_scratch, workspace, 3 * runs + 1)
-    change(end_of[runs], on_scratch, -workspace, 3 * runs + 2)
+    nobody = np.full(len(runs), -1)
+    change(start_of[runs], on_scratch, workspace, nobody, 3 * runs + 1)
+    change(end_of[runs], on_scratch, -workspace, nobody, 3 * runs + 2)
 
     evicts = rows[verb == Verb.EVICT]
     ran_until = np.zeros(len(trace.ops))
@@ -136,12 +151,14 @@ def _residency(
     drops = rows[verb == Verb.DROP]
     change_values(start_of[drops], subject[drops], -1, 3 * drops)
 
-    times, at = np.concatenate(when), np.concatenate(which)
-    nbytes, ranks = np.concatenate(delta), np.concatenate(rank)
-    order = np.lexsort((ranks, times))
-    moved = np.zeros((len(KINDS), len(order)), np.int64)
-    moved[at[order], np.arange(len(order))] = nbytes[order]
-    return times[order], np.cumsum(moved, axis=1)
+    moments = np.concatenate(when)
+    order = np.lexsort((np.concatenate(rank), moments))
+    return Changes(
+        moments[order],
+        np.concatenate(which)[order],
+        np.concatenate(delta)[order],
+        np.concatenate(whose)[order],
+    )
 
 
 _Order: TypeAlias = "int | NDArray[np.int64] | NDArray[np.int32]"
