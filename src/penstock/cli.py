@@ -1,4 +1,4 @@
-"""The command line: `penstock run`, `trace`, `plan`, `simulate`, `compare`, `policies`."""
+"""The command line: `penstock run`, `trace`, `plan`, `simulate`, `compare`, `policies`, `machines`."""
 
 import sys
 from pathlib import Path
@@ -46,8 +46,12 @@ TierOption = Annotated[
     typer.Option("--tier", help="Where values go: host, disk, disk:DIRECTORY, none."),
 ]
 MachineOption = Annotated[
-    Path | None,
-    typer.Option("--machine", "-m", help="A machine file; default: the trace's own."),
+    str | None,
+    typer.Option(
+        "--machine",
+        "-m",
+        help="A machine by NAME (see `penstock machines`) or FILE; default: the trace's own.",
+    ),
 ]
 
 
@@ -228,6 +232,20 @@ def list_policies() -> None:
         _out.print(document.strip().splitlines()[0], markup=False, soft_wrap=True)
 
 
+@app.command(name="machines")
+def list_machines() -> None:
+    """List the machines that -m knows by name."""
+    from penstock import machines
+    from penstock.report.machines import table_of
+
+    _out.print(table_of((name, machines.machine(name)) for name in machines.names()))
+    _out.print(
+        "Other tiers below one of them: NAME+PART+PART, fastest first, such as "
+        "a100-40+pcie4:256GiB+ssd:980pro. Parts: " + ", ".join(machines.parts()),
+        highlight=False,
+    )
+
+
 def main() -> None:
     """Entry point: errors that Penstock raises on purpose become one clear line."""
     try:
@@ -237,19 +255,14 @@ def main() -> None:
         sys.exit(2)
 
 
-def _problem(trace: Path, machine: Path | None, budget: str) -> "Problem":
-    from penstock.ir.machine import Machine
+def _problem(trace: Path, machine: str | None, budget: str) -> "Problem":
     from penstock.ir.policy import Problem
-    from penstock.ir.store import load, load_trace
+    from penstock.ir.store import load_trace
+    from penstock.machines import find
     from penstock.sizes import Share, parse_budget
 
     recorded, own = load_trace(trace)
-    described: Machine | None = own
-    if machine is not None:
-        loaded = load(machine)
-        if not isinstance(loaded, Machine):
-            raise UsageError(f"{machine} holds a {type(loaded).__name__.lower()}, not a machine")
-        described = loaded
+    described = own if machine is None else find(machine)
     if described is None:
         raise UsageError(f"{trace} does not say on which machine it was recorded; name one with -m")
     asked = parse_budget(budget)

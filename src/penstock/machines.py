@@ -18,12 +18,14 @@ How the numbers are to be read:
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from penstock.errors import UsageError, nearest
 from penstock.ir.machine import Device, Link, Machine, Tier
+from penstock.ir.store import load
 from penstock.sizes import parse_size
 
-__all__ = ["machine", "names", "parts"]
+__all__ = ["find", "machine", "names", "parts"]
 
 _GB = 10**9
 _TB = 10**12
@@ -57,6 +59,23 @@ def machine(name: str) -> Machine:
     if len({tier.name for tier in tiers}) < len(tiers):
         raise UsageError(f"machine {name!r} has two tiers of one kind: name each once")
     return Machine(preset.device, tuple(_dragging(tier, preset.device) for tier in tiers))
+
+
+def find(named: str) -> Machine:
+    """The machine in the file `named`, or, if there is no such file, the machine of that name.
+
+    Raises `UsageError` if there is neither, `TraceError` if the file holds no machine that can be.
+    """
+    path = Path(named)
+    if not path.is_file():
+        try:
+            return machine(named)
+        except UsageError as error:
+            raise UsageError(f"{error}. Nor is there a file {named!r}.") from None
+    found = load(path)
+    if not isinstance(found, Machine):
+        raise UsageError(f"{named} holds a {type(found).__name__.lower()}, not a machine")
+    return found
 
 
 def _part(text: str) -> Tier:

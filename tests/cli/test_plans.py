@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from command import Penstock
-from penstock import policies
+from penstock import machines, policies
 from penstock.ir.machine import Machine
 from penstock.ir.plan import Plan
 from penstock.ir.store import load, load_trace, save
 from penstock.ir.text import parse
 from penstock.ir.timeline import Timeline
 
-COMMANDS = ("run", "trace", "plan", "simulate", "compare", "policies")
+COMMANDS = ("run", "trace", "plan", "simulate", "compare", "policies", "machines")
 
 
 # Four layers of 16 MiB: h1 to h3 lie idle until backward, 64 MiB are held at once.
@@ -126,6 +126,39 @@ def test_policies_are_listed_with_what_they_do(penstock: Penstock) -> None:
     ended = penstock("policies")
     assert ended.code == 0
     assert len(ended.out.splitlines()) == len(policies.names())
+
+
+def test_machines_are_listed_and_serve_by_name(trace: Path, penstock: Penstock) -> None:
+    ended = penstock("machines")
+    assert ended.code == 0
+    assert all(f" {name} " in ended.out for name in machines.names())
+    for name in ("rtx-4090", "a100-40+ssd:980pro"):
+        ended = penstock("plan", trace, "-b", "60%", "-m", name)
+        assert ended.code == 0, ended.err
+        assert machines.machine(name).device.name in ended.out
+
+
+@pytest.mark.parametrize("command", ["plan", "simulate", "compare"])
+def test_an_unknown_machine_is_answered_with_the_nearest(
+    trace: Path, penstock: Penstock, command: str
+) -> None:
+    ended = penstock(command, trace, "-b", "60%", "-m", "rtx-4080")
+    assert ended.code == 2
+    assert "no machine is called 'rtx-4080'; did you mean rtx-" in ended.err
+    assert "Nor is there a file 'rtx-4080'" in ended.err
+
+
+def test_an_impossible_machine_file_is_answered_with_file_and_field(
+    trace: Path, tmp_path: Path, penstock: Penstock
+) -> None:
+    path = tmp_path / "card.json"
+    device = {"name": "card", "memory": 2**34, "bandwidth": -1}
+    path.write_text(json.dumps({"penstock": "machine", "version": 1, "device": device}))
+    ended = penstock("plan", trace, "-b", "60%", "-m", path)
+    assert ended.code == 2
+    assert ended.err.strip() == (
+        f"penstock: {path}: device.bandwidth must be 0 or more, and finite, not -1"
+    )
 
 
 def test_a_budget_below_the_least_says_what_would_do(trace: Path, penstock: Penstock) -> None:
