@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-__all__ = ["alexnet", "alexnet_grouped", "overfeat", "overfeat_accurate", "vgg"]
+__all__ = ["alexnet", "alexnet_2012", "overfeat", "overfeat_accurate", "vgg"]
 
 
 def alexnet(classes: int) -> nn.Module:
@@ -25,7 +25,7 @@ def alexnet(classes: int) -> nn.Module:
     )
 
 
-def alexnet_grouped(classes: int) -> nn.Module:
+def alexnet_2012(classes: int) -> nn.Module:
     """AlexNet as it won, 227 pixels, its two devices as two groups: Krizhevsky, Sutskever, Hinton,
     "ImageNet classification with deep convolutional neural networks", NIPS 2012.
     """

@@ -2,47 +2,33 @@
 
 from torch import nn
 
-__all__ = ["conv_norm", "conv_norm_relu", "shortcut"]
+__all__ = ["conv_norm", "conv_norm_relu", "head"]
 
 
 def conv_norm(
     inputs: int,
     outputs: int,
-    kernel: int | tuple[int, int],
+    kernel: int,
     *,
     stride: int = 1,
-    padding: int | None = None,
     groups: int = 1,
-    eps: float = 1e-5,
 ) -> list[nn.Module]:
-    """A convolution and its batch norm. Without `padding`, as much as keeps the image's size."""
-    high, wide = (kernel, kernel) if isinstance(kernel, int) else kernel
-    around = (high // 2, wide // 2) if padding is None else padding
+    """A convolution padded to keep the image's size (but for its stride), and its batch norm."""
     return [
-        nn.Conv2d(inputs, outputs, (high, wide), stride, around, groups=groups, bias=False),
-        nn.BatchNorm2d(outputs, eps=eps),
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
     ]
 
 
 def conv_norm_relu(
-    inputs: int,
-    outputs: int,
-    kernel: int | tuple[int, int],
-    *,
-    stride: int = 1,
-    padding: int | None = None,
-    groups: int = 1,
-    eps: float = 1e-5,
+    inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1
 ) -> list[nn.Module]:
-    """A convolution, its batch norm, and a ReLU in place."""
-    layers = conv_norm(
-        inputs, outputs, kernel, stride=stride, padding=padding, groups=groups, eps=eps
-    )
+    """The same, and a ReLU in place."""
+    layers = conv_norm(inputs, outputs, kernel, stride=stride, groups=groups)
     return [*layers, nn.ReLU(inplace=True)]
 
 
-def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """What leads around a residual block: nothing, or a projection where the shapes differ."""
-    if stride == 1 and inputs == outputs:
-        return nn.Identity()
-    return nn.Sequential(*conv_norm(inputs, outputs, 1, stride=stride))
+def head(inputs: int, classes: int, dropout: float = 0.0) -> list[nn.Module]:
+    """The mean over the image, dropout if there is any, and one linear layer."""
+    drop = [nn.Dropout(dropout)] if dropout else []
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), *drop, nn.Linear(inputs, classes)]
