@@ -182,14 +182,12 @@ def simulate(
 ) -> None:
     """Predict what a plan costs."""
     from penstock.ir.plan import Plan
-    from penstock.ir.store import load, save
+    from penstock.ir.store import load_plan, save
     from penstock.report.table import forecast
     from penstock.solve.best import outcome
 
     problem = _problem(trace, machine, budget)
-    chosen = Plan() if plan is None else load(plan)
-    if not isinstance(chosen, Plan):
-        raise UsageError(f"{plan} holds a {type(chosen).__name__.lower()}, not a plan")
+    chosen = Plan() if plan is None else load_plan(plan)
     found = outcome(problem, chosen)
     _out.print(forecast(problem.trace, problem.machine, problem.budget, found))
     if output is not None:
@@ -220,6 +218,43 @@ def compare(
                     raise
                 rows.append((problem.budget, name, str(error).splitlines()[0]))
     _out.print(comparison(problem.trace, rows))
+
+
+@app.command()
+def explain(
+    file: Annotated[Path, typer.Argument(help="A trace file, or a report (.json) of a run.")],
+    plan: Annotated[
+        Path | None, typer.Argument(help="A plan file for the trace; default: ask the policy.")
+    ] = None,
+    budget: Annotated[
+        str, typer.Option("--budget", "-b", help="Bytes, or a share such as 60%.")
+    ] = "100%",
+    policy: PolicyOption = "auto",
+    machine: MachineOption = None,
+    search: Annotated[
+        bool, typer.Option(help="Also look for the least budget that costs no time.")
+    ] = True,
+) -> None:
+    """Say in words where the memory goes, what was decided and why, and what to change."""
+    from penstock.ir.store import load_plan
+    from penstock.report.explain import calm_budget, explain_report
+    from penstock.report.explain import explain as explained
+    from penstock.report.files import read_report
+    from penstock.solve.best import outcome
+
+    if (body := read_report(file)) is not None:
+        paragraphs = explain_report(body)
+    else:
+        problem, calm = _problem(file, machine, budget), None
+        if plan is not None:
+            found = outcome(problem, load_plan(plan))
+        else:
+            found = _solve(problem, policy)
+            if search:
+                calm = calm_budget(problem, found, lambda other: _solve(other, policy))
+        paragraphs = explained(problem, found, calm)
+    for paragraph in paragraphs:
+        _out.print(f"{paragraph}\n", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command(name="policies")

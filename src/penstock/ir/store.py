@@ -23,7 +23,7 @@ from penstock.ir.schedule import Cause
 from penstock.ir.timeline import Timeline
 from penstock.ir.trace import Gap, Kind, Op, OpIndex, Phase, StorageId, Trace, Value, ValueId
 
-__all__ = ["FORMAT_VERSION", "load", "load_trace", "save"]
+__all__ = ["FORMAT_VERSION", "load", "load_plan", "load_trace", "save"]
 
 FORMAT_VERSION = 1
 _T = TypeVar("_T")
@@ -65,6 +65,14 @@ def load_trace(path: str | os.PathLike[str]) -> tuple[Trace, Machine | None]:
         return _read_trace(body), None if machine is None else _read_machine(machine)
 
     return _parse(path, read)
+
+
+def load_plan(path: str | os.PathLike[str]) -> Plan:
+    """Read a plan."""
+    found = load(path)
+    if not isinstance(found, Plan):
+        raise TraceError(f"{path} holds a {type(found).__name__.lower()}, not a plan")
+    return found
 
 
 def _parse(path: str | os.PathLike[str], read: Callable[[Json], _T]) -> _T:

@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from penstock.errors import UsageError
+from penstock.errors import TraceError, UsageError
 from penstock.report.document import Json, document
 from penstock.session import Session
 
-__all__ = ["check", "leaving", "write"]
+__all__ = ["check", "leaving", "read_report", "write"]
 
 
 def leaving(paths: Sequence[Path]) -> Callable[[Session], None] | None:
@@ -68,6 +68,25 @@ def write(path: Path, body: Json) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def read_report(path: Path) -> Json | None:
+    """A report that `write` left as JSON; None if the file holds something else.
+
+    Raises `TraceError` for a report that another version left.
+    """
+    try:
+        body = json.loads(path.read_bytes())
+    except (OSError, ValueError):  # for those who read traces to complain about
+        return None
+    if not isinstance(body, dict) or body.get("penstock") != "report":
+        return None
+    if body.get("version") != 1:
+        raise TraceError(
+            f"{path} is a report of version {body.get('version')}; this Penstock reads 1: "
+            "run the script again with --report"
+        )
+    return body
 
 
 def _umask() -> int:
