@@ -10,9 +10,8 @@ integers, keep their values beside the shape: code that asks them decides as in 
 """
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import ModuleType
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -27,20 +26,24 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 from torch.optim import Optimizer
+from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 from torch.utils._pytree import tree_map_only
 
-from penstock.dispatch.clock import Clock
+from penstock.dispatch.clock import Clock, in_backward
 from penstock.dispatch.schema import facts_of, tensors_in
 from penstock.errors import TraceError
 from penstock.ir.trace import Trace
+from penstock.record.absent import as_if_present, is_absent, replaced
 from penstock.record.measure import Cost
 from penstock.record.step import Recorder
 
 __all__ = ["record_fake"]
+
+aten = torch.ops.aten
 
 Step = Callable[[int], Any]
 """Trains on batch `n`."""
@@ -59,7 +62,7 @@ def record_fake(make: Callable[[], Step], device: str = "cpu", label: str = "") 
     Raises `TraceError` if what the step does depends on the values of its tensors.
     """
     place = torch.device(device)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = _Mode(allow_non_fake_inputs=True)
     fakes = _Fakes(mode, place)
     recorder = Recorder(place, fakes)
     met: list[int] = []
@@ -79,15 +82,21 @@ def record_fake(make: Callable[[], Step], device: str = "cpu", label: str = "") 
             recorder.begin()
 
     def build(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is _DEVICE:
+            return fakes.told(args[0])
+        if func in _INITIAL and not has_value(args[0]):
+            return args[0]
         return fakes.run(func, *fakes.of(func, args, kwargs))[0]
 
     def record(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is _DEVICE:
+            return fakes.told(args[0])
         return recorder.run(func, *fakes.of(func, args, kwargs))
 
     hooks = [register_optimizer_step_pre_hook(begins), register_optimizer_step_post_hook(ends)]
     recorder.open()
     try:
-        with _remembering(), mode:
+        with _remembering(), as_if_present() if is_absent(place) else nullcontext(), mode:
             with place, Clock(build, transparent=(FakeTensor,)):
                 step = make()
             with _unsuspected(), Clock(record, transparent=(FakeTensor,)):
@@ -121,17 +130,42 @@ class _Recorded(BaseException):
         self.trace = trace
 
 
+class _Mode(FakeTensorMode):
+    """Torch's, but for the device of constants: their values are on the CPU, they need not be."""
+
+    def dispatch(
+        self, func: OpOverload, types: Sequence[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = super().dispatch(func, types, args, kwargs)
+        if isinstance(result, FakeTensor) and result.constant is not None:
+            given = (
+                [kwargs["device"]]
+                if kwargs and kwargs.get("device") is not None
+                else [one.device for one in tensors_in((args, kwargs)) if one.device.type != "cpu"]
+            )
+            if given:
+                result.fake_device = torch.device(given[0])
+        return result
+
+
 class _Fakes:
     """Runs calls on fake tensors, and keeps the values of small constants."""
 
     def __init__(self, mode: FakeTensorMode, device: torch.device) -> None:
         self._mode = mode
-        self._knows = device.type == "cpu"  # elsewhere torch would compute them on the device
+        self._place = device
+        self._is_absent = is_absent(device)
+
+    def told(self, tensor: FakeTensor) -> torch.device:
+        """What compiled code is told when it asks a tensor for its device."""
+        return _CPU if self._is_absent else tensor.fake_device
 
     def of(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Any]:
         """The arguments with each real tensor replaced by one and the same fake."""
+        if self._is_absent and in_backward() != -1 and kwargs.get("device") == _CPU:
+            kwargs = {**kwargs, "device": self._place}  # it had been told so
         is_lift = func in FakeTensorMode.lift_fns  # of `torch.tensor`, which tells torch the value
         if is_lift or all(isinstance(one, FakeTensor) for one in tensors_in((args, kwargs))):
             return args, kwargs
@@ -142,16 +176,17 @@ class _Fakes:
     ) -> tuple[Any, Cost]:
         result = func(*args, **kwargs)
         is_constant = (
-            self._knows
-            and isinstance(result, FakeTensor)
+            isinstance(result, FakeTensor)
             and result.numel() <= _KNOWN_UP_TO
             and not facts_of(func).random
             and not tensors_in((args, kwargs))
         )
         if is_constant:
+            place = {"device": _CPU} if "device" in kwargs else {}
             with unset_fake_temporarily():
-                real = func(*args, **kwargs)
-            result = self._known(real)
+                real = func(*args, **kwargs | place)
+            device, result = result.device, self._known(real)
+            result.fake_device = device
         return result, _UNKNOWN
 
     def _fake(self, tensor: Tensor) -> Tensor:
@@ -160,7 +195,7 @@ class _Fakes:
         fake: Tensor | None = getattr(tensor, "_penstock_fake", None)
         if fake is None or fake.fake_mode is not self._mode:  # type: ignore[attr-defined]
             is_small = tensor.numel() <= _KNOWN_UP_TO and not tensor.is_floating_point()
-            if is_small and self._knows:
+            if is_small:
                 with unset_fake_temporarily():
                     alias = tensor.detach()  # the tensor itself would hold the fake that holds it
                 fake = self._known(alias)
@@ -176,15 +211,30 @@ class _Fakes:
 
 
 _UNKNOWN = Cost(lambda: 0.0, 0, 0)
+_CPU = torch.device("cpu")
+_DEVICE = torch.ops.prim.device.default
+_INITIAL = {
+    aten.normal_.default,
+    aten.uniform_.default,
+    aten.zero_.default,
+    aten.fill_.Scalar,
+}
+"""Fill new weights, in place. On fake tensors they do nothing but take time."""
+
+
+def has_value(tensor: Any) -> bool:
+    return not isinstance(tensor, FakeTensor) or tensor.constant is not None
 
 
 @contextmanager
 def _remembering() -> Iterator[None]:
     """While it lasts, torch keeps the values of small constants beside their shapes."""
     with (
-        _replaced(fake_tensor, "CONSTANT_NUMEL_LIMIT", _KNOWN_UP_TO),
+        replaced(fake_tensor, "CONSTANT_NUMEL_LIMIT", _KNOWN_UP_TO),
         # It draws again until it likes what it drew.
-        _replaced(nn.init, "_no_grad_trunc_normal_", lambda tensor, *_, **__: tensor),
+        replaced(nn.init, "_no_grad_trunc_normal_", lambda tensor, *_, **__: tensor),
+        # Optimizers take many tensors at once only of classes that they know.
+        replaced(torch_optimizer, "_foreach_supported_types", [Tensor, nn.Parameter, FakeTensor]),
     ):
         yield
 
@@ -196,15 +246,5 @@ def _unsuspected() -> Iterator[None]:
     if asking is None or not hasattr(asking, "is_fake_tensor"):
         yield
         return
-    with _replaced(asking, "is_fake_tensor", lambda _: False):
+    with replaced(asking, "is_fake_tensor", lambda _: False):
         yield
-
-
-@contextmanager
-def _replaced(owner: ModuleType, name: str, by: Any) -> Iterator[None]:
-    was = getattr(owner, name)
-    setattr(owner, name, by)
-    try:
-        yield
-    finally:
-        setattr(owner, name, was)
