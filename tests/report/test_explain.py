@@ -133,7 +133,8 @@ def test_the_calm_budget_is_near_the_least_that_costs_nothing():
         f c  y     -> k:A1M   2s
         f d  k     -> z:A9M   4s
         b d' z     -> u:T1M   2s
-        b a' u h   -> g:T1M   1s
+        b c' u     -> v:T1M   2s
+        b a' v h   -> g:T1M   1s
     """)
     policy = policies.configured("swap-all")
 
@@ -142,7 +143,8 @@ def test_the_calm_budget_is_near_the_least_that_costs_nothing():
 
     tight = Problem(step, machine, step.peak // 2)
     calm = calm_budget(tight, solve(tight), solve)
-    assert calm is not None and tight.budget < calm < step.peak
+    # Without h, d holds 11 MiB: x, k, z. The search stops when it knows a hundredth of the peak.
+    assert 11 * MIB <= calm <= 11.2 * MIB
     at_calm = replace(tight, budget=calm)
     assert solve(at_calm).timeline.seconds <= 1.01 * step.seconds
     assert f"from about {calm / MIB:,.0f} MiB on, the budget costs no time" in "\n".join(
