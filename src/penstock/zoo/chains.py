@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from penstock.zoo.layers import parts
+
 __all__ = ["alexnet", "alexnet_2012", "overfeat", "overfeat_accurate", "vgg"]
 
 
@@ -11,17 +13,18 @@ def alexnet(classes: int) -> nn.Module:
     """AlexNet on one device, 224 pixels: Krizhevsky, "One weird trick for parallelizing
     convolutional neural networks", 2014, arXiv:1404.5997.
     """
-    return nn.Sequential(
-        *_conv(3, 64, 11, stride=4, padding=2),
-        nn.MaxPool2d(3, 2),
-        *_conv(64, 192, 5, padding=2),
-        nn.MaxPool2d(3, 2),
-        *_conv(192, 384, 3, padding=1),
-        *_conv(384, 256, 3, padding=1),
-        *_conv(256, 256, 3, padding=1),
-        nn.MaxPool2d(3, 2),
-        nn.Flatten(),
-        *_classifier(256 * 6 * 6, 4096, 4096, classes, dropout_first=True),
+    return parts(
+        features=[
+            *_conv(3, 64, 11, stride=4, padding=2),
+            nn.MaxPool2d(3, 2),
+            *_conv(64, 192, 5, padding=2),
+            nn.MaxPool2d(3, 2),
+            *_conv(192, 384, 3, padding=1),
+            *_conv(384, 256, 3, padding=1),
+            *_conv(256, 256, 3, padding=1),
+            nn.MaxPool2d(3, 2),
+        ],
+        classifier=_classifier(256 * 6 * 6, 4096, 4096, classes, dropout_first=True),
     )
 
 
@@ -29,19 +32,20 @@ def alexnet_2012(classes: int) -> nn.Module:
     """AlexNet as it won, 227 pixels, its two devices as two groups: Krizhevsky, Sutskever, Hinton,
     "ImageNet classification with deep convolutional neural networks", NIPS 2012.
     """
-    return nn.Sequential(
-        *_conv(3, 96, 11, stride=4),
-        nn.LocalResponseNorm(5, k=2.0),
-        nn.MaxPool2d(3, 2),
-        *_conv(96, 256, 5, padding=2, groups=2),
-        nn.LocalResponseNorm(5, k=2.0),
-        nn.MaxPool2d(3, 2),
-        *_conv(256, 384, 3, padding=1),
-        *_conv(384, 384, 3, padding=1, groups=2),
-        *_conv(384, 256, 3, padding=1, groups=2),
-        nn.MaxPool2d(3, 2),
-        nn.Flatten(),
-        *_classifier(256 * 6 * 6, 4096, 4096, classes),
+    return parts(
+        features=[
+            *_conv(3, 96, 11, stride=4),
+            nn.LocalResponseNorm(5, k=2.0),
+            nn.MaxPool2d(3, 2),
+            *_conv(96, 256, 5, padding=2, groups=2),
+            nn.LocalResponseNorm(5, k=2.0),
+            nn.MaxPool2d(3, 2),
+            *_conv(256, 384, 3, padding=1),
+            *_conv(384, 384, 3, padding=1, groups=2),
+            *_conv(384, 256, 3, padding=1, groups=2),
+            nn.MaxPool2d(3, 2),
+        ],
+        classifier=_classifier(256 * 6 * 6, 4096, 4096, classes),
     )
 
 
@@ -50,34 +54,36 @@ def overfeat(classes: int) -> nn.Module:
     "OverFeat: integrated recognition, localization and detection using convolutional networks",
     ICLR 2014, arXiv:1312.6229, table 1.
     """
-    return nn.Sequential(
-        *_conv(3, 96, 11, stride=4),
-        nn.MaxPool2d(2),
-        *_conv(96, 256, 5),
-        nn.MaxPool2d(2),
-        *_conv(256, 512, 3, padding=1),
-        *_conv(512, 1024, 3, padding=1),
-        *_conv(1024, 1024, 3, padding=1),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        *_classifier(1024 * 6 * 6, 3072, 4096, classes),
+    return parts(
+        features=[
+            *_conv(3, 96, 11, stride=4),
+            nn.MaxPool2d(2),
+            *_conv(96, 256, 5),
+            nn.MaxPool2d(2),
+            *_conv(256, 512, 3, padding=1),
+            *_conv(512, 1024, 3, padding=1),
+            *_conv(1024, 1024, 3, padding=1),
+            nn.MaxPool2d(2),
+        ],
+        classifier=_classifier(1024 * 6 * 6, 3072, 4096, classes),
     )
 
 
 def overfeat_accurate(classes: int) -> nn.Module:
     """OverFeat's accurate model, 221 pixels: the same paper, table 3."""
-    return nn.Sequential(
-        *_conv(3, 96, 7, stride=2),
-        nn.MaxPool2d(3),
-        *_conv(96, 256, 7),
-        nn.MaxPool2d(2),
-        *_conv(256, 512, 3, padding=1),
-        *_conv(512, 512, 3, padding=1),
-        *_conv(512, 1024, 3, padding=1),
-        *_conv(1024, 1024, 3, padding=1),
-        nn.MaxPool2d(3),
-        nn.Flatten(),
-        *_classifier(1024 * 5 * 5, 4096, 4096, classes),
+    return parts(
+        features=[
+            *_conv(3, 96, 7, stride=2),
+            nn.MaxPool2d(3),
+            *_conv(96, 256, 7),
+            nn.MaxPool2d(2),
+            *_conv(256, 512, 3, padding=1),
+            *_conv(512, 512, 3, padding=1),
+            *_conv(512, 1024, 3, padding=1),
+            *_conv(1024, 1024, 3, padding=1),
+            nn.MaxPool2d(3),
+        ],
+        classifier=_classifier(1024 * 5 * 5, 4096, 4096, classes),
     )
 
 
@@ -93,7 +99,7 @@ def vgg(depths: Iterable[int], classes: int) -> nn.Module:
             layers += _conv(before, width, 3, padding=1)
             before = width
         layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers, nn.Flatten(), *_classifier(512 * 7 * 7, 4096, 4096, classes))
+    return parts(features=layers, classifier=_classifier(512 * 7 * 7, 4096, 4096, classes))
 
 
 def _conv(
@@ -108,9 +114,9 @@ def _conv(
 def _classifier(
     inputs: int, first: int, second: int, classes: int, *, dropout_first: bool = False
 ) -> list[nn.Module]:
-    """Three linear layers, two of them with dropout: before the layer, or after it."""
+    """Three linear layers; the first two have dropout, before or after them."""
     layers: list[nn.Module] = []
     for before, after in ((inputs, first), (first, second)):
         linear = [nn.Linear(before, after), nn.ReLU(inplace=True)]
         layers += [nn.Dropout(), *linear] if dropout_first else [*linear, nn.Dropout()]
-    return [*layers, nn.Linear(second, classes)]
+    return [nn.Flatten(), *layers, nn.Linear(second, classes)]

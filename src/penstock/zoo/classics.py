@@ -216,7 +216,7 @@ _CLASSICS = {
     "densenet169": _densenet(32, 6, 12, 32, 32),
     "densenet201": _densenet(32, 6, 12, 48, 32),
     "densenet264": _densenet(32, 6, 12, 64, 48),
-    "senet154": Classic(residual.senet154),
+    "senet154": Classic(partial(residual.senet, (3, 8, 36, 3))),
     "mobilenet_v2": Classic(residual.mobilenet_v2),
     "unet": Classic(unet.UNet, 572, classes=2, labels=(388, 388)),
     "seq2seq": Classic(translate.Seq2Seq, None, classes=80_000),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from penstock.zoo.layers import conv_norm_relu, head
+from penstock.zoo.layers import conv_norm_relu, head, parts
 
 __all__ = ["densenet"]
 
@@ -16,16 +16,16 @@ def densenet(depths: Sequence[int], growth: int, classes: int) -> nn.Module:
     table 1.
     """
     channels = 2 * growth
-    layers = [*conv_norm_relu(3, channels, 7, stride=2), nn.MaxPool2d(3, 2, 1)]
+    stem = [*conv_norm_relu(3, channels, 7, stride=2), nn.MaxPool2d(3, 2, 1)]
+    layers: list[nn.Module] = []
     for block, depth in enumerate(depths):
         if block:
             layers += [*_norm_relu_conv(channels, channels // 2, 1), nn.AvgPool2d(2)]
             channels //= 2
         layers += [DenseLayer(channels + index * growth, growth) for index in range(depth)]
         channels += depth * growth
-    return nn.Sequential(
-        *layers, nn.BatchNorm2d(channels), nn.ReLU(inplace=True), *head(channels, classes)
-    )
+    last = [nn.BatchNorm2d(channels), nn.ReLU(inplace=True), *head(channels, classes)]
+    return parts(stem=stem, layers=layers, head=last)
 
 
 class DenseLayer(nn.Module):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from penstock.zoo.layers import head
+from penstock.zoo.layers import head, parts
 
 __all__ = ["googlenet", "inception_v3", "inception_v4"]
 
@@ -85,7 +85,7 @@ def googlenet(classes: int, *, auxiliary: bool = False, norm: bool = True) -> nn
     main = nn.Sequential(*head(late, classes, dropout=0.4))
     if auxiliary:
         return Headed((first, side(early)), (second, side(middle)), (third, main))
-    return nn.Sequential(first, second, third, main)
+    return parts(trunk=[*first, *second, *third], head=[*main])
 
 
 def inception_v3(classes: int, *, auxiliary: bool = False) -> nn.Module:
@@ -135,7 +135,7 @@ def inception_v3(classes: int, *, auxiliary: bool = False) -> nn.Module:
             nn.AvgPool2d(5, 3), _trunk(early, "128:1x1 768:5x5v")[0], *head(768, classes)
         )
         return Headed((first, side), (second, main))
-    return nn.Sequential(first, second, main)
+    return parts(trunk=[*first, *second], head=[*main])
 
 
 def inception_v4(classes: int) -> nn.Module:
@@ -167,7 +167,7 @@ def inception_v4(classes: int) -> nn.Module:
         ("192:1x1 192:3x3/2v", "256:1x1 256:1x7 320:7x1 320:3x3/2v", "max/2v"),
         *3 * (grid_8,),
     )
-    return nn.Sequential(trunk, *head(outputs, classes, dropout=0.2))
+    return parts(trunk=[*trunk], head=head(outputs, classes, dropout=0.2))
 
 
 class Headed(nn.Module):

@@ -1,8 +1,10 @@
 """What several convolutional networks are made of."""
 
+from collections import OrderedDict
+
 from torch import nn
 
-__all__ = ["conv_norm", "conv_norm_relu", "head"]
+__all__ = ["conv_norm", "conv_norm_relu", "head", "parts"]
 
 
 def conv_norm(
@@ -32,3 +34,8 @@ def head(inputs: int, classes: int, dropout: float = 0.0) -> list[nn.Module]:
     """The mean over the image, dropout if there is any, and one linear layer."""
     drop = [nn.Dropout(dropout)] if dropout else []
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), *drop, nn.Linear(inputs, classes)]
+
+
+def parts(**layers: list[nn.Module]) -> nn.Module:
+    """Layers in turn, in parts whose names reports show."""
+    return nn.Sequential(OrderedDict((name, nn.Sequential(*part)) for name, part in layers.items()))

@@ -6,9 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from penstock.zoo.layers import conv_norm, conv_norm_relu, head
+from penstock.zoo.layers import conv_norm, conv_norm_relu, head, parts
 
-__all__ = ["BasicBlock", "Bottleneck", "mobilenet_v2", "preresnet", "resnet", "senet154"]
+__all__ = ["BasicBlock", "Bottleneck", "mobilenet_v2", "preresnet", "resnet", "senet"]
 
 
 def resnet(
@@ -25,11 +25,10 @@ def resnet(
     for stride, width in _blocks((64, 128, 256, 512), depths):
         blocks.append(made := block(inputs, width, stride))
         inputs = width * made.expansion
-    return nn.Sequential(
-        *conv_norm_relu(3, 64, 7, stride=2),
-        nn.MaxPool2d(3, 2, 1),
-        *blocks,
-        *head(inputs, classes),
+    return parts(
+        stem=[*conv_norm_relu(3, 64, 7, stride=2), nn.MaxPool2d(3, 2, 1)],
+        blocks=blocks,
+        head=head(inputs, classes),
     )
 
 
@@ -43,31 +42,31 @@ def preresnet(depths: Sequence[int], classes: int) -> nn.Module:
     for stride, width in _blocks((16, 32, 64), depths):
         blocks.append(PreBottleneck(inputs, width, stride))
         inputs = 4 * width
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1, bias=False),
-        *blocks,
-        nn.BatchNorm2d(inputs),
-        nn.ReLU(inplace=True),
-        *head(inputs, classes),
+    return parts(
+        stem=[nn.Conv2d(3, 16, 3, padding=1, bias=False)],
+        blocks=blocks,
+        head=[nn.BatchNorm2d(inputs), nn.ReLU(inplace=True), *head(inputs, classes)],
     )
 
 
-def senet154(classes: int) -> nn.Module:
-    """SENet-154, 224 pixels: Hu, Shen, Sun, "Squeeze-and-excitation networks", CVPR 2018,
-    arXiv:1709.01507, appendix "Details of SENet-154".
+def senet(depths: Sequence[int], classes: int) -> nn.Module:
+    """SENet, 224 pixels; SENet-154 has `depths` 3, 8, 36, 3: Hu, Shen, Sun, "Squeeze-and-excitation
+    networks", CVPR 2018, arXiv:1709.01507, appendix "Details of SENet-154".
     """
     blocks: list[nn.Module] = []
     inputs = 128
-    for stride, width in _blocks((64, 128, 256, 512), (3, 8, 36, 3)):
+    for stride, width in _blocks((64, 128, 256, 512), depths):
         blocks.append(Squeezed(inputs, width, stride, kernel=3 if blocks else 1))
         inputs = 4 * width
-    return nn.Sequential(
-        *conv_norm_relu(3, 64, 3, stride=2),
-        *conv_norm_relu(64, 64, 3),
-        *conv_norm_relu(64, 128, 3),
-        nn.MaxPool2d(3, 2, 1),
-        *blocks,
-        *head(inputs, classes, dropout=0.2),
+    return parts(
+        stem=[
+            *conv_norm_relu(3, 64, 3, stride=2),
+            *conv_norm_relu(64, 64, 3),
+            *conv_norm_relu(64, 128, 3),
+            nn.MaxPool2d(3, 2, 1),
+        ],
+        blocks=blocks,
+        head=head(inputs, classes, dropout=0.2),
     )
 
 
@@ -90,13 +89,14 @@ def mobilenet_v2(classes: int) -> nn.Module:
         for index in range(depth):
             blocks.append(Inverted(inputs, outputs, 1 if index else stride, expansion))
             inputs = outputs
-    return nn.Sequential(
-        *conv_norm(3, 32, 3, stride=2),
-        nn.ReLU6(inplace=True),
-        *blocks,
-        *conv_norm(inputs, 1280, 1),
-        nn.ReLU6(inplace=True),
-        *head(1280, classes, dropout=0.2),
+    return parts(
+        stem=[*conv_norm(3, 32, 3, stride=2), nn.ReLU6(inplace=True)],
+        blocks=blocks,
+        head=[
+            *conv_norm(inputs, 1280, 1),
+            nn.ReLU6(inplace=True),
+            *head(1280, classes, dropout=0.2),
+        ],
     )
 
 
