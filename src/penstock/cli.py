@@ -67,7 +67,9 @@ def run(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     report: Annotated[
         list[Path] | None,
-        typer.Option(help="Write a report here, .html or .json; may be given several times."),
+        typer.Option(
+            help="Write a report here: .html, .json or .perfetto.json; may be given several times."
+        ),
     ] = None,
     verify: Annotated[
         bool, typer.Option(help="Compare checksums of all that leaves and comes back (slow).")
@@ -177,12 +179,18 @@ def simulate(
     ] = "100%",
     machine: MachineOption = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the timeline here.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write the timeline here; as .perfetto.json for ui.perfetto.dev.",
+        ),
     ] = None,
 ) -> None:
     """Predict what a plan costs."""
     from penstock.ir.plan import Plan
-    from penstock.ir.store import load_plan, save
+    from penstock.ir.store import load_plan
+    from penstock.report.files import save_timeline
     from penstock.report.table import forecast
     from penstock.solve.best import outcome
 
@@ -191,7 +199,7 @@ def simulate(
     found = outcome(problem, chosen)
     _out.print(forecast(problem.trace, problem.machine, problem.budget, found))
     if output is not None:
-        save(output, found.timeline)
+        save_timeline(output, problem, found)
 
 
 @app.command()

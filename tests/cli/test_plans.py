@@ -104,6 +104,16 @@ def test_a_plan_is_written_and_priced(trace: Path, tmp_path: Path, penstock: Pen
     assert priced.peak <= 0.6 * recorded.peak
 
 
+def test_a_timeline_is_written_for_perfetto(
+    trace: Path, tmp_path: Path, penstock: Penstock
+) -> None:
+    out = tmp_path / "step.perfetto.json"
+    assert penstock("simulate", trace, "-o", out).code == 0
+    body = json.loads(out.read_text())
+    assert sum(event.get("cat") == "forward" for event in body["traceEvents"]) == 4
+    assert body["otherData"]["predicted"]["seconds"] == 70
+
+
 def test_without_a_plan_the_step_takes_what_was_recorded(
     trace: Path, tmp_path: Path, penstock: Penstock
 ) -> None:

@@ -50,7 +50,8 @@ def test_reports_say_what_was_asked_predicted_and_measured(
     script: Path, tmp_path: Path, penstock: Penstock
 ) -> None:
     as_json, as_html = tmp_path / "out.json", tmp_path / "out.html"
-    reports = ["--report", as_json, "--report", as_html]
+    as_chrome = tmp_path / "out.perfetto.json"
+    reports = ["--report", as_json, "--report", as_html, "--report", as_chrome]
     budget = ["--budget", "60%", "--tier", f"disk:{tmp_path}", "--disk-budget", "1GiB"]
     ended = penstock("run", *budget, *reports, script, tmp_path / "losses", 5)
     assert ended.code == 0, ended.err
@@ -72,6 +73,10 @@ def test_reports_say_what_was_asked_predicted_and_measured(
             assert all(start <= end for start, end, _ in stretches)
     assert len(body["measured"]["held"]["times"]) == len(body["measured"]["held"]["bytes"]) > 0
 
+    chrome = json.loads(as_chrome.read_text())
+    for run in ("predicted", "measured"):
+        assert chrome["otherData"][run]["peak"] == body[run]["peak"]
+
     page = as_html.read_text()
     assert len(page.encode()) < 6 * MIB
     assert "<script src" not in page and "<link" not in page  # it works offline
@@ -85,8 +90,8 @@ def test_a_report_that_cannot_be_written_stops_the_run_before_the_script_starts(
     losses = tmp_path / "losses"
     for path, reason in [
         (tmp_path / "none" / "out.json", f"no directory {tmp_path / 'none'}"),
-        (tmp_path / "out.txt", "must end in .html or .json"),
-        (tmp_path / "out", "must end in .html or .json"),
+        (tmp_path / "out.txt", "its name must end in .html, .json"),
+        (tmp_path / "out.htm", "did you mean .html?"),
         (script / "out.json", "no directory"),
     ]:
         ended = penstock("run", "-b", "1GiB", "--report", path, script, losses, 1)

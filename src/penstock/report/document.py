@@ -9,7 +9,7 @@ from penstock.ir.timeline import COMPUTE, Timeline
 from penstock.ir.trace import Trace
 from penstock.session import Session
 
-__all__ = ["Json", "document"]
+__all__ = ["Json", "document", "run", "runs_of"]
 
 Json: TypeAlias = dict[str, Any]
 
@@ -19,16 +19,26 @@ _POINTS = 1000
 
 def document(session: Session) -> Json:
     """A session's report. `predicted` and `measured` are None for what has not happened."""
-    trace, found, measured = session.trace, session.outcome, session.measured
-    held = None
-    if trace is not None and measured is not None and _is_of(measured, trace):
-        held = {**_run(trace, measured), "held": _samples(session.samples)}
+    trace = session.trace
+    runs = {} if trace is None else {n: run(trace, it) for n, it in runs_of(session).items()}
+    if "measured" in runs:
+        runs["measured"]["held"] = _samples(session.samples)
     return {
         **session.summary(),
         "tiers": [{"name": tier.name, "budget": tier.capacity} for tier in session.machine.tiers],
-        "predicted": None if trace is None or found is None else _run(trace, found.timeline),
-        "measured": held,
+        "predicted": None,
+        "measured": None,
+        **runs,
     }
+
+
+def runs_of(session: Session) -> dict[str, Timeline]:
+    """Both runs of a session's last plan, as far as they have happened."""
+    trace, found, measured = session.trace, session.outcome, session.measured
+    runs = {} if trace is None or found is None else {"predicted": found.timeline}
+    if trace is not None and measured is not None and _is_of(measured, trace):
+        runs["measured"] = measured
+    return runs
 
 
 def _is_of(timeline: Timeline, trace: Trace) -> bool:
@@ -37,7 +47,7 @@ def _is_of(timeline: Timeline, trace: Trace) -> bool:
     return bool(np.array_equal(timeline.span_ref[first], np.arange(len(trace.ops))))
 
 
-def _run(trace: Trace, timeline: Timeline) -> Json:
+def run(trace: Trace, timeline: Timeline) -> Json:
     """One run of a step. Times are in seconds since it began."""
     return {
         "seconds": timeline.seconds,

@@ -1,4 +1,7 @@
-"""Reports as files: refused before the run if they cannot be written, written whole after it."""
+"""Reports as files: refused before the run if they cannot be written, written whole after it.
+
+The end of a file's name says what is written into it.
+"""
 
 import json
 import os
@@ -7,11 +10,18 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from penstock.errors import TraceError, UsageError
-from penstock.report.document import Json, document
+from penstock.errors import TraceError, UsageError, nearest
+from penstock.ir import store
+from penstock.ir.policy import Problem
+from penstock.report.chrome import chrome_trace
+from penstock.report.document import Json, document, runs_of
 from penstock.session import Session
+from penstock.solve.best import Outcome
 
-__all__ = ["check", "leaving", "read_report", "write"]
+__all__ = ["check", "leaving", "read_report", "save_timeline"]
+
+_CHROME = (".perfetto.json", ".trace.json")
+_ENDINGS = (".html", ".json", *_CHROME)
 
 
 def leaving(paths: Sequence[Path]) -> Callable[[Session], None] | None:
@@ -28,7 +38,7 @@ def leaving(paths: Sequence[Path]) -> Callable[[Session], None] | None:
         body = document(session)
         for path in paths:
             try:
-                write(path, body)
+                _write(path, _report(path, session, body))
             except OSError as error:
                 warnings.warn(f"cannot write report {path}: {error.strerror}", stacklevel=2)
 
@@ -37,8 +47,10 @@ def leaving(paths: Sequence[Path]) -> Callable[[Session], None] | None:
 
 def check(path: Path) -> None:
     """Raise `UsageError` unless a report can be written to `path`."""
-    if path.suffix not in (".html", ".json"):
-        raise UsageError(f"report {path}: its name must end in .html or .json")
+    if not path.name.endswith(_ENDINGS):
+        *others, last = _ENDINGS
+        hint = nearest(path.suffix, _ENDINGS)
+        raise UsageError(f"report {path}: its name must end in {', '.join(others)} or {last}{hint}")
     if path.is_dir():
         raise UsageError(f"cannot write report {path}: it is a directory; name a file in it")
     if not path.parent.is_dir():
@@ -51,18 +63,36 @@ def check(path: Path) -> None:
         ) from None
 
 
-def write(path: Path, body: Json) -> None:
-    """Write a report in the form that its suffix says. A crash leaves the old file, if any."""
+def save_timeline(path: Path, problem: Problem, found: Outcome) -> None:
+    """Write what a plan is predicted to cost: as a Chrome trace or as a document of ours."""
+    if path.name.endswith(_CHROME):
+        _write(path, _json(chrome_trace(problem.trace, {"predicted": found.timeline})))
+    else:
+        store.save(path, found.timeline)
+
+
+def _report(path: Path, session: Session, body: Json) -> bytes:
+    """A report in the form that the end of its name says."""
     if path.suffix == ".html":
         from penstock.report.html import page
 
-        text = page(body)
-    else:
-        text = json.dumps(body, separators=(",", ":"), allow_nan=False)
+        return page(body).encode()
+    if path.name.endswith(_CHROME):
+        trace, runs = session.trace, runs_of(session)
+        return _json({"traceEvents": []} if trace is None else chrome_trace(trace, runs))
+    return _json(body)
+
+
+def _json(body: Json) -> bytes:
+    return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file whole: a crash leaves the old one, if any."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it private
         os.replace(name, path)
     except BaseException:
