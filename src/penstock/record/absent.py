@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F  # noqa: N812  (its name everywhere)
-from torch.nn import functional as functional_module
 
 __all__ = ["as_if_present", "is_absent", "replaced"]
 
@@ -54,7 +53,7 @@ def as_if_present() -> Iterator[None]:
                 library.impl(name, _never, "CUDA")
         for name, method in methods.items():
             stack.enter_context(replaced(FakeTensor, name, method))
-        stack.enter_context(replaced(functional_module._VF, "dropout", _dropout))
+        stack.enter_context(replaced(vars(F)["_VF"], "dropout", _dropout))
         stack.enter_context(replaced(F, "scaled_dot_product_attention", _attention))
         # Autocast for a GPU switches itself off where there is none.
         common = torch.cuda.amp.common
@@ -87,12 +86,16 @@ def _to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if args and isinstance(args[0], Tensor):
         other, args = args[0], args[1:]
         args = (other.device, other.dtype, *args)
-    device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(  # type: ignore[attr-defined]
+    device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(
         *args, **{name: value for name, value in kwargs.items() if name != "copy"}
     )
     copy = kwargs.get("copy", False) or any(one is True for one in args[2:])
     if device is None or device.type == tensor.device.type:
-        options = {"dtype": dtype or tensor.dtype, "copy": copy, "non_blocking": non_blocking}
+        options: dict[str, Any] = {
+            "dtype": dtype or tensor.dtype,
+            "copy": copy,
+            "non_blocking": non_blocking,
+        }
         if memory_format is not None:
             options["memory_format"] = memory_format
         return Tensor.to(tensor, **options)

@@ -186,7 +186,7 @@ class _Fakes:
             with unset_fake_temporarily():
                 real = func(*args, **kwargs | place)
             device, result = result.device, self._known(real)
-            result.fake_device = device
+            cast(FakeTensor, result).fake_device = device
         return result, _UNKNOWN
 
     def _fake(self, tensor: Tensor) -> Tensor:

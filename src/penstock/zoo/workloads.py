@@ -7,6 +7,8 @@ some gigabytes, seconds long on two cores).
 import functools
 import sysconfig
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (its name everywhere)
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_map_only
 
 from penstock.errors import UsageError
 from penstock.zoo.cnn import ResNet, UNet, vgg
 from penstock.zoo.sequence import LSTMTagger, MixtureOfExperts
 
-__all__ = ["Size", "Workload", "names", "workload"]
+__all__ = ["Size", "Workload", "batches_on", "names", "workload"]
 
 Size = Literal["small", "full"]
 
@@ -74,13 +77,28 @@ def _text() -> Tensor:
     return torch.frombuffer(bytearray(raw), dtype=torch.uint8)
 
 
+_place: ContextVar[torch.device | None] = ContextVar("_place", default=None)
+
+
+@contextmanager
+def batches_on(device: torch.device) -> Iterator[None]:
+    """While it lasts, batches are copied to `device`; else they stay on the CPU."""
+    token = _place.set(None if device.type == "cpu" else device)
+    try:
+        yield
+    finally:
+        _place.reset(token)
+
+
 def _outside(load: Callable[..., Any]) -> Callable[..., Any]:
     """Loading a batch is no part of the step: no dispatch mode sees it."""
 
     @functools.wraps(load)
     def loaded(*args: Any, **kwargs: Any) -> Any:
         with _disable_current_modes():
-            return load(*args, **kwargs)
+            batch = load(*args, **kwargs)
+        place = _place.get()
+        return batch if place is None else tree_map_only(Tensor, lambda one: one.to(place), batch)
 
     return loaded
 
