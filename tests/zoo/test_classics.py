@@ -196,3 +196,18 @@ def test_a_whole_step_is_recorded(name: str, make: Callable[[int], nn.Module]) -
         held[trace.values[value].kind] += trace.values[value].nbytes
     assert held[Kind.PARAMETER] == 4 * size(models[0])
     assert held[Kind.OPTIMIZER_STATE] == 4 * size(models[0])  # one momentum for each
+
+
+def test_it_learns_a_batch_by_heart() -> None:
+    torch.manual_seed(0)
+    model = classics.build("preresnet11").train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    inputs, target = classics.batch("preresnet11", 4)
+    losses: list[float] = []
+    for _ in range(6):
+        loss = classics.loss(model(*inputs), target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2

@@ -47,6 +47,8 @@ class Transformer(nn.Module):
         super().__init__()
         sizes = (width, heads, 4 * width, dropout)
         self.embed = nn.Embedding(tokens, width)
+        # It is also the output layer: as wide as usual, its first logits would be in the hundreds.
+        nn.init.normal_(self.embed.weight, std=width**-0.5)
         self.drop = nn.Dropout(dropout)
         self.encode = nn.ModuleList(
             nn.TransformerEncoderLayer(*sizes, batch_first=True) for _ in range(layers)
