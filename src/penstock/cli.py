@@ -68,7 +68,8 @@ def run(
     report: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Write a report here: .html, .json or .perfetto.json; may be given several times."
+            help="Write a report here: .html, .json, .png, .svg or .perfetto.json (for "
+            "ui.perfetto.dev); may be given several times."
         ),
     ] = None,
     verify: Annotated[
@@ -183,7 +184,8 @@ def simulate(
         typer.Option(
             "--output",
             "-o",
-            help="Write the timeline here; as .perfetto.json for ui.perfetto.dev.",
+            help="Write the timeline here; as .perfetto.json for ui.perfetto.dev, as .png or "
+            ".svg a picture of it.",
         ),
     ] = None,
 ) -> None:

@@ -9,19 +9,22 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from penstock.errors import TraceError, UsageError, nearest
 from penstock.ir import store
 from penstock.ir.policy import Problem
 from penstock.report.chrome import chrome_trace
-from penstock.report.document import Json, document, runs_of
+from penstock.report.document import Json, document, run, runs_of
+from penstock.report.figures import image, require_matplotlib
 from penstock.session import Session
 from penstock.solve.best import Outcome
 
 __all__ = ["check", "leaving", "read_report", "save_timeline"]
 
 _CHROME = (".perfetto.json", ".trace.json")
-_ENDINGS = (".html", ".json", *_CHROME)
+_PICTURES: dict[str, Literal["png", "svg"]] = {".png": "png", ".svg": "svg"}
+_ENDINGS = (".html", ".json", *_CHROME, *_PICTURES)
 
 
 def leaving(paths: Sequence[Path]) -> Callable[[Session], None] | None:
@@ -51,6 +54,8 @@ def check(path: Path) -> None:
         *others, last = _ENDINGS
         hint = nearest(path.suffix, _ENDINGS)
         raise UsageError(f"report {path}: its name must end in {', '.join(others)} or {last}{hint}")
+    if path.suffix in _PICTURES:
+        require_matplotlib()
     if path.is_dir():
         raise UsageError(f"cannot write report {path}: it is a directory; name a file in it")
     if not path.parent.is_dir():
@@ -64,8 +69,12 @@ def check(path: Path) -> None:
 
 
 def save_timeline(path: Path, problem: Problem, found: Outcome) -> None:
-    """Write what a plan is predicted to cost: as a Chrome trace or as a document of ours."""
-    if path.name.endswith(_CHROME):
+    """Write what a plan is predicted to cost: a Chrome trace, a picture or a document of ours."""
+    if (form := _PICTURES.get(path.suffix)) is not None:
+        predicted = run(problem.trace, found.timeline)
+        body = {"budget": problem.budget, "predicted": predicted, "measured": None}
+        _write(path, image(body, form))
+    elif path.name.endswith(_CHROME):
         _write(path, _json(chrome_trace(problem.trace, {"predicted": found.timeline})))
     else:
         store.save(path, found.timeline)
@@ -77,6 +86,8 @@ def _report(path: Path, session: Session, body: Json) -> bytes:
         from penstock.report.html import page
 
         return page(body).encode()
+    if (form := _PICTURES.get(path.suffix)) is not None:
+        return image(body, form)
     if path.name.endswith(_CHROME):
         trace, runs = session.trace, runs_of(session)
         return _json({"traceEvents": []} if trace is None else chrome_trace(trace, runs))

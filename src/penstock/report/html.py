@@ -9,26 +9,10 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from penstock.errors import mib
-from penstock.ir.timeline import COMPUTE
 from penstock.report.document import Json
+from penstock.report.palette import BUDGET, HELD, KINDS, lane_colour
 
 __all__ = ["page"]
-
-_COLOURS = {
-    "parameter": "#4269d0",
-    "optimizer_state": "#a463f2",
-    "gradient": "#ff725c",
-    "buffer": "#9498a0",
-    "input": "#97bbf5",
-    "activation": "#efb118",
-    "temporary": "#6cc5b0",
-    "workspace": "#3ca951",
-    "allocator": "#9c6b4e",
-}
-"""By kind of value, from the bottom of the picture up: what stays lowest, what comes and goes on top."""
-
-_LANE_COLOURS = {COMPUTE: "#4269d0", "recompute": "#efb118", "stall": "#ff725c"}
-_COPY_COLOUR = "#3ca951"
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1e23; --paper: #fff; --line: #d0d4da; }
@@ -103,7 +87,7 @@ def _picture(runs: dict[str, Json], budget: int) -> go.Figure:
             figure.add_trace(trace, row=memory, col=1)
         figure.add_hline(
             y=budget / 2**20,
-            line={"dash": "dash", "width": 1.5, "color": "#e03131"},
+            line={"dash": "dash", "width": 1.5, "color": BUDGET},
             annotation_text=f"budget {mib(budget)}",
             row=memory,
             col=1,
@@ -131,7 +115,7 @@ def _picture(runs: dict[str, Json], budget: int) -> go.Figure:
 def _memory(run: Json, shown: set[str]) -> Iterable[go.Scatter]:
     """Stacked areas by kind; where it was measured, also what the device held. Legends once."""
     curve = run["curve"]
-    for kind, colour in _COLOURS.items():
+    for kind, colour in KINDS.items():
         if kind not in curve["bytes"]:
             continue
         name = kind.replace("_", " ")
@@ -152,7 +136,7 @@ def _memory(run: Json, shown: set[str]) -> Iterable[go.Scatter]:
             y=_in_mib(held["bytes"]),
             name="held by the device",
             mode="lines",
-            line={"width": 1.2, "color": "#868e96"},
+            line={"width": 1.2, "color": HELD},
             hovertemplate="device %{y:,.0f} MiB at %{x:.3f} s<extra></extra>",
         )
 
@@ -165,7 +149,7 @@ def _lanes(lanes: dict[str, list[list[Any]]]) -> Iterable[go.Bar]:
             x=[end - start for start, end, _ in stretches],
             y=[lane] * len(stretches),
             customdata=[[end - start, what] for start, end, what in stretches],
-            marker={"color": _LANE_COLOURS.get(lane, _COPY_COLOUR), "line": {"width": 0}},
+            marker={"color": lane_colour(lane), "line": {"width": 0}},
             showlegend=False,
             hovertemplate=f"{lane} %{{customdata[0]:.4f}} s: %{{customdata[1]}}<extra></extra>",
         )

@@ -1,0 +1,121 @@
+"""A report as one picture, PNG or SVG: what fills the memory over the step, and the lanes below."""
+
+import io
+from typing import TYPE_CHECKING, Literal
+
+from penstock.errors import UsageError, mib
+from penstock.report.document import Json
+from penstock.report.palette import BUDGET, HELD, KINDS, lane_colour
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["figure", "image", "require_matplotlib"]
+
+_WIDTH, _HEIGHT = 11.0, 5.5
+"""Inches; the height is that of one run."""
+
+
+def image(body: Json, form: Literal["png", "svg"]) -> bytes:
+    """The picture of a report's document as a file's content. One document, one picture."""
+    require_matplotlib()
+    from matplotlib import rc_context
+
+    target = io.BytesIO()
+    # Text stays text, so that it can be searched; names and times would differ from run to run.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "penstock"}):
+        unstamped = {"Date": None} if form == "svg" else None
+        figure(body).savefig(target, format=form, dpi=150, metadata=unstamped)
+    return target.getvalue()
+
+
+def require_matplotlib() -> None:
+    """Raise `UsageError` unless pictures can be drawn."""
+    try:
+        import matplotlib.figure  # noqa: F401  (whether it can be imported is the question)
+    except ImportError:
+        raise UsageError(
+            "pictures need matplotlib, which is not installed: pip install 'penstock[plots]', "
+            "or write .html instead"
+        ) from None
+
+
+def figure(body: Json) -> "Figure":
+    """For each run, what fills the memory and what the lanes do, all over the same time.
+
+    `body` needs `budget`, `predicted` and `measured`, as `document` makes them.
+    """
+    from matplotlib.figure import Figure
+
+    runs = {name: body[name] for name in ("predicted", "measured") if body[name] is not None}
+    drawn = Figure(figsize=(_WIDTH, _HEIGHT * max(1, len(runs))), layout="constrained")
+    if not runs:
+        drawn.text(0.5, 0.5, "No step was planned, so there is nothing to draw.", ha="center")
+        return drawn
+    axes = drawn.subplots(
+        2 * len(runs), 1, sharex=True, squeeze=False, height_ratios=[2, 1] * len(runs)
+    )[:, 0]
+    for number, (name, run) in enumerate(runs.items()):
+        memory, lanes = axes[2 * number], axes[2 * number + 1]
+        _memory(memory, run, body["budget"])
+        if name == "measured" and "predicted" in runs:
+            _outline(memory, runs["predicted"])
+        memory.set_title(f"Memory by kind of value, {name}", loc="left")
+        memory.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
+        _lanes(lanes, run)
+        lanes.set_title(f"Lanes, {name}", loc="left")
+    axes[-1].set_xlabel("seconds since the step began")
+    axes[-1].set_xlim(0, max(run["seconds"] for run in runs.values()) or 1.0)
+    return drawn
+
+
+def _memory(axes: "Axes", run: Json, budget: int) -> None:
+    """Stacked areas by kind; where it was measured, also what the device held."""
+    curve = run["curve"]
+    kinds = [kind for kind in KINDS if kind in curve["bytes"]]
+    if kinds:
+        axes.stackplot(
+            [*curve["times"], run["seconds"]],
+            [_in_mib([*curve["bytes"][kind], curve["bytes"][kind][-1]]) for kind in kinds],
+            labels=[kind.replace("_", " ") for kind in kinds],
+            colors=[KINDS[kind] for kind in kinds],
+            step="post",
+            linewidth=0,
+        )
+    if (held := run.get("held")) and held["times"]:
+        axes.plot(held["times"], _in_mib(held["bytes"]), color=HELD, lw=1.2, label="device")
+    axes.axhline(budget / 2**20, color=BUDGET, ls="--", lw=1.5, label=f"budget {mib(budget)}")
+    axes.set_ylabel("MiB")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+
+
+def _outline(axes: "Axes", run: Json) -> None:
+    """The sum that was predicted, over what was measured."""
+    curve = run["curve"]
+    total = [sum(held) for held in zip(*curve["bytes"].values(), strict=True)]
+    if total:
+        times = [*curve["times"], run["seconds"]]
+        axes.step(
+            times,
+            _in_mib([*total, total[-1]]),
+            where="post",
+            color="black",
+            lw=1,
+            label="predicted",
+        )
+
+
+def _lanes(axes: "Axes", run: Json) -> None:
+    lanes = run["lanes"]
+    for row, (lane, stretches) in enumerate(lanes.items()):
+        spans = [(start, end - start) for start, end, _ in stretches]
+        axes.broken_barh(spans, (row - 0.4, 0.8), color=lane_colour(lane), linewidth=0)
+    axes.set_yticks(range(len(lanes)), list(lanes))
+    axes.set_ylim(len(lanes) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.25)
+
+
+def _in_mib(nbytes: list[int]) -> list[float]:
+    return [n / 2**20 for n in nbytes]

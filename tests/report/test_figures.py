@@ -1,0 +1,104 @@
+"""Pictures show the numbers of the report, and say what is missing when they cannot be drawn."""
+
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+from matplotlib.collections import PolyCollection
+
+from penstock.errors import UsageError
+from penstock.ir.plan import Plan, Swap
+from penstock.ir.policy import Problem
+from penstock.ir.text import parse
+from penstock.ir.trace import Gap
+from penstock.report.document import run
+from penstock.report.figures import figure, image
+from penstock.report.files import check, save_timeline
+from penstock.solve.best import outcome
+
+MIB = 2**20
+STEP = parse("""
+    f a  x:I1M -> h:A4M!  1s
+    f b  h     -> y:A1M   2s
+    f c  y     -> z:A1M   4s
+    b d  z h   -> g:T1M   1s
+""")
+PLAN = Plan((Swap(Gap(1, 1, 3), "disk", evict_at=2, prefetch_at=3),))
+
+
+@pytest.fixture
+def problem(machine):
+    return Problem(STEP, machine, 7 * MIB)
+
+
+@pytest.fixture
+def body(problem):
+    predicted = run(STEP, outcome(problem, PLAN).timeline)
+    plain = run(STEP, outcome(problem, Plan()).timeline)
+    held = {"times": [0.0, 4.0], "bytes": [5 * MIB, 6 * MIB]}
+    return {"budget": 7 * MIB, "predicted": predicted, "measured": {**plain, "held": held}}
+
+
+def areas(axes):
+    return [
+        c for c in axes.collections if isinstance(c, PolyCollection) and c.get_label()[0] != "_"
+    ]
+
+
+def test_the_stack_reaches_the_peak_under_the_budget_line(body):
+    memory = figure({**body, "measured": None}).axes[0]
+    top = max(path.vertices[:, 1].max() for area in areas(memory) for path in area.get_paths())
+    assert top == body["predicted"]["peak"] / MIB == 7
+    (budget,) = [line for line in memory.lines if line.get_label().startswith("budget")]
+    assert set(budget.get_ydata()) == {7}
+    assert [area.get_label() for area in areas(memory)] == ["input", "activation", "temporary"]
+
+
+def test_lanes_are_as_long_as_what_ran_on_them(body):
+    lanes = figure({**body, "measured": None}).axes[1]
+    names = [label.get_text() for label in lanes.get_yticklabels()]
+    busy = {
+        name: sum(np.ptp(path.vertices[:, 0]) for path in bars.get_paths())
+        for name, bars in zip(names, lanes.collections, strict=True)
+    }
+    # a, b, c and d; h waits 2 s; 4 MiB at 4 MiB/s out and at 2 MiB/s back.
+    assert busy == {"compute": 8, "stall": 2, "disk write": 1, "disk read": 2}
+
+
+def test_the_prediction_is_drawn_over_what_was_measured(body):
+    drawn = figure(body)
+    assert len(drawn.axes) == 4
+    lines = {line.get_label(): line for line in drawn.axes[2].lines}
+    assert max(lines["predicted"].get_ydata()) == body["predicted"]["peak"] / MIB
+    assert list(lines["device"].get_ydata()) == [5, 6]
+    assert "predicted" not in {line.get_label() for line in drawn.axes[0].lines}
+
+
+def test_images_are_what_their_name_says_and_the_same_each_time(body):
+    assert image(body, "png").startswith(b"\x89PNG\r\n")
+    svg = image(body, "svg")
+    assert svg == image(body, "svg")
+    texts = {node.text.strip() for node in ET.fromstring(svg).iter() if node.text}
+    assert {"Memory by kind of value, predicted", "budget 7.00 MiB", "disk read"} <= texts
+
+
+def test_a_session_without_a_plan_has_a_picture_that_says_so():
+    body = {"budget": MIB, "predicted": None, "measured": None}
+    assert b"nothing to draw" in image(body, "svg")
+
+
+def test_a_timeline_is_saved_as_the_end_of_the_name_says(problem, tmp_path: Path):
+    found = outcome(problem, PLAN)
+    save_timeline(tmp_path / "step.svg", problem, found)
+    assert b"disk write" in (tmp_path / "step.svg").read_bytes()
+    save_timeline(tmp_path / "step.png", problem, found)
+    assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_the_extra_is_named_before_the_run(monkeypatch, tmp_path: Path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UsageError, match=r"pip install 'penstock\[plots\]'"):
+        check(tmp_path / "out.png")
+    check(tmp_path / "out.html")
