@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: test demo test-gpu bench clean
+.PHONY: test demo test-gpu bench bench-prediction clean
 
 # The tests' tensors are small: two workers with one thread each are faster than one with two.
 test: $(READY)
@@ -22,6 +22,9 @@ bench: $(READY)
 	set -e; for each in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do \
 		echo "== $$each"; $(BIN)/python $$each; \
 	done
+
+bench-prediction: $(READY)
+	$(BIN)/python benchmarks/prediction.py
 
 # Torch first and alone, so that a failed download of the largest part is seen as what it is.
 $(READY): pyproject.toml constraints.txt

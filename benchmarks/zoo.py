@@ -101,9 +101,11 @@ def child(name: str, size: str, budget: str | None, policy: str) -> dict[str, An
 STEPS = 3 + CHARTED + MEASURED  # a step with two optimizers is recorded three times
 
 
-def in_process(*arguments: str) -> dict[str, Any]:
+def in_process(*arguments: str, script: str | None = None) -> dict[str, Any]:
+    """What `child`, or another script, prints last in a process of its own."""
+    command = [script, *arguments] if script else [__file__, "--child", *arguments]
     done = subprocess.run(
-        [sys.executable, __file__, "--child", *arguments],
+        [sys.executable, *command],
         check=False,
         capture_output=True,
         text=True,

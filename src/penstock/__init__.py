@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 if TYPE_CHECKING:
-    from penstock.api import fit
+    from penstock.api import calibrate, fit
     from penstock.errors import BudgetError, PenstockError, TierError, UsageError
     from penstock.session import Session, StepReport
 
@@ -28,10 +28,11 @@ __all__ = [
     "StepReport",
     "TierError",
     "UsageError",
+    "calibrate",
     "fit",
 ]
 
-_HOME = {"Session": "session", "StepReport": "session", "fit": "api"}
+_HOME = {"Session": "session", "StepReport": "session", "calibrate": "api", "fit": "api"}
 
 
 def __getattr__(name: str) -> Any:

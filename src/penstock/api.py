@@ -1,4 +1,4 @@
-"""What a training loop calls: `penstock.fit`."""
+"""What programs call: `penstock.fit` around a training loop, `penstock.calibrate` for a machine."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -6,12 +6,17 @@ from pathlib import Path
 
 import torch
 
+from penstock.dispatch.resident import TightAllocator, meter_for
+from penstock.engine.mount import mount
+from penstock.ir.machine import Machine
 from penstock.ir.policy import Policy
+from penstock.record.calibrate import calibrated
+from penstock.record.machine import describe
 from penstock.report.files import leaving
-from penstock.session import Session, StepReport
-from penstock.sizes import Share
+from penstock.session import Session, StepReport, device_of, settle
+from penstock.sizes import Share, parse_size
 
-__all__ = ["fit"]
+__all__ = ["calibrate", "fit"]
 
 
 def fit(
@@ -57,3 +62,34 @@ def fit(
         on_close=leaving([Path(one) for one in given]),
         verify=verify,
     )
+
+
+def calibrate(
+    *,
+    device: str | torch.device | None = None,
+    tier: str | None = None,
+    host_budget: str | None = None,
+    disk_budget: str | None = None,
+    on_model: Callable[[str, int, int], None] = lambda label, done, of: None,
+) -> Machine:
+    """This machine, measured: its tiers, and what ops cost on it. Takes a minute or two.
+
+    `on_model(label, done, of)` hears of each small model before it is trained. On a CPU the costs
+    are those of a session: freed memory goes back to the system. Raises `UsageError` and `TierError`
+    as `fit` does.
+    """
+    settle()
+    place = device_of(device)
+    budgets = [
+        None if b is None else parse_size(b, "tier budget") for b in (host_budget, disk_budget)
+    ]
+    mounted = mount(tier, place, *budgets)
+    allocator = TightAllocator() if place.type == "cpu" else None
+    try:
+        facts = tuple(one.store.probe() for one in mounted)
+        return calibrated(describe(place, facts), place, meter_for(place), on_model)
+    finally:
+        if allocator is not None:
+            allocator.close()
+        for one in mounted:
+            one.close()

@@ -1,4 +1,4 @@
-"""The command line: `penstock run`, `trace`, `plan`, `simulate`, `compare`, `policies`, `machines`."""
+"""The command line; `penstock --help` lists its commands."""
 
 import sys
 from pathlib import Path
@@ -289,6 +289,31 @@ def list_machines() -> None:
         "a100-40+pcie4:256GiB+ssd:980pro. Parts: " + ", ".join(machines.parts()),
         highlight=False,
     )
+
+
+@app.command()
+def calibrate(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the machine.")],
+    tier: TierOption = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+) -> None:
+    """Measure this machine for `-m FILE`: its tiers, and what ops cost on it (minutes)."""
+    from penstock.api import calibrate as measured
+    from penstock.ir.store import save
+
+    if not output.parent.is_dir():
+        raise UsageError(f"cannot write {output}: {output.parent} is not a directory")
+
+    def told(label: str, done: int, of: int) -> None:
+        if _err.is_terminal:
+            _err.print(f"penstock: {done + 1} of {of}: {label}", markup=False)
+
+    machine = measured(device=device, tier=tier, on_model=told)
+    save(output, machine)
+    rates = ", ".join(
+        f"{rate / 1e9:.0f} GFLOP/s {dtype}" for dtype, rate in machine.device.flops.items()
+    )
+    _out.print(f"{output}: {machine.device.name}; {rates}; {len(machine.device.costs)} rates")
 
 
 def main() -> None:

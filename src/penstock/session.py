@@ -45,7 +45,7 @@ from penstock.simulate.least import least_budget
 from penstock.sizes import Share, parse_budget, parse_size
 from penstock.solve.best import Outcome, outcome
 
-__all__ = ["Session", "StepReport", "settle"]
+__all__ = ["Session", "StepReport", "device_of", "settle"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Session:
         self.asked = None if budget is None else parse_budget(budget)
         self.policy = policies.configured(policy) if isinstance(policy, str) else policy
         self.policy_name = policy if isinstance(policy, str) else type(policy).__name__
-        self.device = _device(device)
+        self.device = device_of(device)
         self.reports: list[StepReport] = []
         self._tier = tier
         self._host_budget = None if host_budget is None else parse_size(host_budget, "host budget")
@@ -404,7 +404,8 @@ def _forked() -> None:
 os.register_at_fork(after_in_child=_forked)
 
 
-def _device(given: str | torch.device | None) -> torch.device:
+def device_of(given: str | torch.device | None) -> torch.device:
+    """The device that a person named; None: the GPU if there is one. Raises `UsageError`."""
     if given is None:
         given = "cuda" if torch.cuda.is_available() else "cpu"
     try:

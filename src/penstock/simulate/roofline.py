@@ -41,6 +41,8 @@ _SHARES = {  # of peak arithmetic, of peak bandwidth
     "optimizer": (1.0, 0.85),
     "pointwise": (1.0, 0.85),
 }
+_RIDGES = 33
+"""Places that are tried for the ridge of a roofline."""
 _LAUNCH = 4e-6
 """Seconds that a GPU kernel takes at least, from one launch to the next."""
 
@@ -109,22 +111,21 @@ class Sample:
 def fitted(samples: Sequence[Sample]) -> Rate:
     """The roofline that fits best: the least sum of squared relative errors.
 
-    Which of arithmetic and traffic bounds an op is not known beforehand: it is guessed, fitted, and
-    guessed again by the rates found, until nothing changes.
+    Arithmetic bounds the ops above some intensity (flops for each byte), traffic those below: try
+    where the ridge may lie, and fit the two sides together.
     """
     flops = np.array([one.flops for one in samples], float)
     moved = np.array([one.moved for one in samples], float)
     seconds = np.array([max(one.seconds, 1e-9) for one in samples])
+    intensity = flops / np.maximum(moved, 1.0)
+    ridges = np.unique(np.quantile(intensity, np.linspace(0, 1, _RIDGES), method="nearest"))
     best, least = Rate(float(np.median(seconds))), np.inf
-    for is_arithmetic in (flops > 0, np.zeros(len(samples), bool)):
-        bound = is_arithmetic
-        for _ in range(8):
-            columns = np.stack([np.ones(len(seconds)), flops * bound, moved * ~bound], axis=1)
-            launch, per_flop, per_byte = _not_negative(columns / seconds[:, None])
-            again = flops * per_flop > moved * per_byte
-            if (again == bound).all():
-                break
-            bound = again
+    for ridge in (*ridges, np.inf):
+        is_arithmetic = intensity >= max(ridge, 1e-300)
+        columns = np.stack(
+            [np.ones(len(seconds)), flops * is_arithmetic, moved * ~is_arithmetic], axis=1
+        )
+        launch, per_flop, per_byte = _not_negative(columns / seconds[:, None])
         seen = launch + np.maximum(flops * per_flop, moved * per_byte)
         error = float(((seen / seconds - 1) ** 2).sum())
         if error < least:

@@ -1,0 +1,126 @@
+"""Steps that never ran: is what was predicted from fake tensors what a plain step takes?
+
+    make bench-prediction
+
+Calibrates this machine first (or takes `--machine FILE`). Then, for each workload: its step recorded
+on fake tensors and priced; the same step recorded for real (exact bytes of live storages); and plain
+PyTorch in a process of its own (resident bytes above the base, seconds). Worst first.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+from zoo import MIB, in_process
+
+SKIPPED = {"moe": "what it does depends on its data", "varying": "its shapes vary"}
+
+
+def live_peak(trace: Any) -> int:
+    """The most bytes of live storages, without workspaces."""
+    return replace(trace, ops=tuple(replace(op, workspace=0) for op in trace.ops)).peak
+
+
+def predicted(name: str, size: str, machine: Any) -> dict[str, Any]:
+    from penstock.record.fake import record_fake
+    from penstock.simulate.roofline import priced
+    from penstock.zoo.workloads import workload
+
+    trace = priced(record_fake(lambda: workload(name, size).step, label=name), machine)
+    return {"live": live_peak(trace), "peak": trace.peak, "seconds": trace.seconds}
+
+
+def recorded(name: str, size: str) -> dict[str, Any]:
+    """The same of a real step; run it in a process of its own."""
+    from penstock.session import Session
+    from penstock.zoo.workloads import workload
+
+    found: list[Any] = []
+    work = workload(name, size)
+    with Session("100%", policy="keep", tier="none", device="cpu", on_recorded=found.append):
+        number = 0
+        while not found:
+            work.step(number)
+            number += 1
+    return {"live": live_peak(found[0]), "peak": found[0].peak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--machine", type=Path, help="a machine file; default: calibrate first")
+    parser.add_argument("--size", choices=["small", "full"], default="small")
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--recorded", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.recorded:
+        print(json.dumps(recorded(options.recorded, options.size)))
+        return
+    import penstock
+    from penstock.ir.store import load
+    from penstock.zoo.workloads import names
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    machine = load(options.machine) if options.machine else penstock.calibrate(tier="none")
+    rows = []
+    for name in options.only or [one for one in names() if one not in SKIPPED]:
+        plain = in_process(name, "none", "--size", options.size)
+        real = in_process("--recorded", name, "--size", options.size, script=__file__)
+        if failed := plain.get("failed") or real.get("failed"):
+            console.print(f"{name}: {failed}")
+            continue
+        guess = predicted(name, options.size, machine)
+        peak, seconds = max(plain["peaks"][2:]), median(plain["seconds"][2:])
+        rows.append(
+            {
+                "name": name,
+                "live": real["live"],
+                "live_error": guess["live"] / real["live"] - 1,
+                "peak": peak,
+                "peak_error": guess["peak"] / peak - 1,
+                "recorded_peak": real["peak"],
+                "seconds": seconds,
+                "seconds_error": guess["seconds"] / seconds - 1,
+            }
+        )
+    rows.sort(key=lambda row: -abs(row["seconds_error"]))
+    table = Table(title=f"Predicted without running, {options.size} size")
+    for head in ("workload", "live MiB", "error", "resident MiB", "error", "s", "error"):
+        table.add_column(head, justify="left" if head == "workload" else "right")
+    for row in rows:
+        table.add_row(
+            row["name"],
+            f"{row['live'] / MIB:.1f}",
+            f"{row['live_error']:+.2%}",
+            f"{row['peak'] / MIB:.1f}",
+            f"{row['peak_error']:+.1%}",
+            f"{row['seconds']:.3f}",
+            f"{row['seconds_error']:+.1%}",
+        )
+    console.print(table)
+    for what in ("live", "peak", "seconds"):
+        off = median(abs(row[f"{what}_error"]) for row in rows)
+        console.print(f"median error of {what}: {off:.1%}")
+    if options.json:
+        facts = {
+            "machine": platform.machine(),
+            "cores": psutil.cpu_count(),
+            "python": platform.python_version(),
+            "torch": version("torch"),
+            "size": options.size,
+        }
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Measure this machine: what each op costs on it, by training small models of many shapes.
+
+What it learns is written into the machine, so that `simulate.roofline` can price steps that were
+never run. The models are our own; together they call the ops that usual networks call, each with
+sizes that span two orders of magnitude.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  (its name everywhere)
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from penstock.dispatch.clock import Clock
+from penstock.dispatch.resident import Meter
+from penstock.ir.machine import Machine, Rate
+from penstock.ir.trace import Op, Trace
+from penstock.record.measure import stopwatch_for
+from penstock.record.step import Recorder
+from penstock.simulate.roofline import Sample, class_of, fitted, host_key
+
+__all__ = ["calibrated"]
+
+_WARM_UP, _REPEATS = 2, 5
+_TELLING = 4
+"""An op has rates of its own if it was seen with sizes that differ by this factor at least."""
+_FEW = 3
+"""Different sizes that it needs for that."""
+
+
+def calibrated(
+    machine: Machine,
+    device: torch.device,
+    meter: Meter,
+    told: Callable[[str, int, int], None] = lambda label, done, of: None,
+) -> Machine:
+    """`machine` with the cost of its ops. Takes a minute or two on a CPU.
+
+    `told(label, done, of)` hears of each model before it is trained.
+    """
+    samples: defaultdict[str, list[Sample]] = defaultdict(list)
+    loops = _loops()
+    state = torch.random.get_rng_state()
+    for done, loop in enumerate(loops):
+        told(loop.label, done, len(loops))
+        for key, sample in _samples(_steps(loop, device, meter)):
+            samples[key].append(sample)
+    torch.random.set_rng_state(state)
+    costs = {key: fitted(seen) for key, seen in samples.items() if _tells(key, seen)}
+    rates = {
+        dtype: _best(samples, f"matmul {dtype}")
+        for dtype in ("float32", "bfloat16")
+        if f"matmul {dtype}" in samples
+    }
+    bandwidth = costs.get("pointwise float32", Rate()).bandwidth
+    return replace(
+        machine, device=replace(machine.device, bandwidth=bandwidth, flops=rates, costs=costs)
+    )
+
+
+def _tells(key: str, seen: Sequence[Sample]) -> bool:
+    """Were there enough sizes to tell a launch from a rate?"""
+    if not key.startswith("aten."):
+        return True
+    sizes = {one.moved for one in seen}
+    return len(sizes) >= _FEW and max(sizes) >= _TELLING * max(1, min(sizes))
+
+
+def _best(samples: dict[str, list[Sample]], key: str) -> float:
+    """The highest rate of arithmetic that was seen, per second."""
+    return max(one.flops / one.seconds for one in samples[key] if one.seconds)
+
+
+def _samples(traces: Sequence[Trace]) -> Iterator[tuple[str, Sample]]:
+    """Each op of a step by the names under which it is looked up, with its median over the steps."""
+    freed = [0] * (len(traces[0].ops) + 1)
+    for value in traces[0].values:
+        if value.freed is not None:
+            freed[value.freed + 1] += value.nbytes
+    for ops in zip(*(trace.ops for trace in traces), strict=True):
+        op: Op = ops[0]
+        sample = Sample(
+            op.flops,
+            op.moved,
+            median(one.seconds for one in ops),
+            int(median(one.workspace for one in ops)),
+        )
+        kind = class_of(op.name)
+        for key in (f"{op.name} {op.dtype}", op.name, f"{kind} {op.dtype}", kind):
+            yield key, sample
+        host = median(one.host_seconds for one in ops)
+        yield host_key(op), Sample(0, freed[op.index], host)
+
+
+def _steps(loop: "_Loop", device: torch.device, meter: Meter) -> list[Trace]:
+    """The traces of a few steps of one loop."""
+    torch.manual_seed(0)
+    with device:
+        model = loop.make()
+        optimizer = loop.optimizer(model.parameters())
+    recorder = Recorder(device, stopwatch_for(device, meter))
+    traces = []
+    recorder.open()
+    try:
+        with Clock(recorder.run):
+            for _ in range(_WARM_UP + _REPEATS):
+                recorder.begin()
+                with torch.autocast(device.type, torch.bfloat16, enabled=loop.is_mixed):
+                    loss = model()
+                loss.backward()
+                del loss
+                recorder.optimizer_begins(optimizer)
+                optimizer.step()
+                recorder.optimizer_ends(optimizer)
+                optimizer.zero_grad()
+                traces.append(recorder.end().trace)
+    finally:
+        recorder.close()
+    return traces[_WARM_UP:]
+
+
+# -- what is trained ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Loop:
+    label: str
+    make: Callable[[], nn.Module]  # its forward makes its own batch and returns the loss
+    optimizer: Callable[..., Optimizer]
+    is_mixed: bool = False  # bfloat16 where autocast says so
+
+
+def _loops() -> list[_Loop]:
+    adamw, adam = partial(AdamW, foreach=False), partial(Adam, foreach=False)
+    momentum = partial(SGD, lr=0.01, momentum=0.9, foreach=False)
+    found = [
+        _Loop(
+            f"transformer, {width} wide, {batch} x {length} tokens{', bfloat16' * mixed}",
+            partial(_Transformer, width, batch, length, gated=gated),
+            adamw,
+            mixed,
+        )
+        for width, batch, length, gated, mixed in (
+            (128, 8, 128, False, False),
+            (256, 4, 256, True, False),
+            (384, 8, 256, False, False),
+            (512, 8, 384, False, False),
+            (768, 4, 256, True, False),
+            (1024, 2, 512, False, False),
+            (128, 8, 128, False, True),
+            (512, 4, 256, False, True),
+        )
+    ]
+    found += [
+        _Loop(
+            f"convolutions, {channels} channels, {batch} x {pixels}x{pixels} pixels",
+            partial(_Convolutions, channels, batch, pixels),
+            optimizer,
+        )
+        for channels, batch, pixels, optimizer in (
+            (16, 4, 32, adam),
+            (32, 8, 64, momentum),
+            (64, 16, 64, adam),
+            (128, 16, 32, momentum),
+            (256, 16, 16, adam),
+        )
+    ]
+    found += [
+        _Loop(
+            f"LSTM, {width} wide, {batch} x {length} tokens",
+            partial(_Recurrent, width, batch, length),
+            adam,
+        )
+        for width, batch, length in ((128, 16, 64), (256, 32, 128), (512, 32, 128))
+    ]
+    return found
+
+
+_VOCABULARY = 1024
+
+
+class _Transformer(nn.Module):
+    """Two blocks: one with LayerNorm, GELU and dropout, one with the other usual choices."""
+
+    tokens: Tensor
+
+    def __init__(self, width: int, batch: int, length: int, *, gated: bool) -> None:
+        super().__init__()
+        self.register_buffer("tokens", torch.randint(0, _VOCABULARY, (batch, length)))
+        self.embed = nn.Embedding(_VOCABULARY, width)
+        self.blocks = nn.Sequential(_Block(width, gated=gated), _Block(width, gated=not gated))
+        self.head = nn.Linear(width, _VOCABULARY, bias=False)
+
+    def forward(self) -> Tensor:
+        logits = self.head(self.blocks(self.embed(self.tokens)))
+        return F.cross_entropy(logits.float().flatten(0, 1), self.tokens.flatten())
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, *, gated: bool) -> None:
+        super().__init__()
+        self.heads, self.gated = width // 64, gated
+        self.norms = nn.ModuleList((nn.LayerNorm(width), nn.LayerNorm(width)))
+        self.attend = nn.Linear(width, 3 * width)
+        self.mix = nn.Linear(width, width)
+        self.gate = nn.Linear(width, 4 * width)
+        self.up = nn.Linear(width, 4 * width) if gated else None
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        parts = self.attend(self.norms[0](x)).chunk(3, dim=-1)
+        shape = (batch, length, self.heads, 64)
+        query, key, value = (part.reshape(shape).transpose(1, 2) for part in parts)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + F.dropout(self.mix(mixed.transpose(1, 2).reshape(x.shape)), 0.1)
+        h = self.norms[1](x) if not self.gated else _rms(x)
+        wide = self.gate(h)
+        out: Tensor
+        if self.up is not None:
+            out = x + self.down(F.silu(wide) * self.up(h))
+        else:
+            out = x + F.dropout(self.down(F.gelu(wide)), 0.1) + 0.1 * torch.tanh(x)
+        return out
+
+
+def _rms(x: Tensor) -> Tensor:
+    scale: Tensor = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+    return x * scale
+
+
+class _Convolutions(nn.Module):
+    """Residual blocks with batch norm, pooling, a transposed convolution and a skip connection."""
+
+    images: Tensor
+    classes: Tensor
+
+    def __init__(self, channels: int, batch: int, pixels: int) -> None:
+        super().__init__()
+        self.register_buffer("images", torch.randn(batch, 3, pixels, pixels))
+        self.register_buffer("classes", torch.randint(0, 10, (batch,)))
+        self.stem = nn.Conv2d(3, channels, 3, padding=1)
+        self.first = nn.BatchNorm2d(channels)
+        self.wide = nn.Conv2d(channels, 2 * channels, 3, padding=1, bias=False)
+        self.second = nn.BatchNorm2d(2 * channels)
+        self.narrow = nn.Conv2d(2 * channels, channels, 1, bias=False)
+        self.up = nn.ConvTranspose2d(channels, channels, 2, stride=2)
+        self.join = nn.Conv2d(2 * channels, channels, 3, padding=1)
+        self.head = nn.Linear(channels, 10)
+
+    def forward(self) -> Tensor:
+        x = F.relu(self.first(self.stem(self.images)), inplace=True)
+        h = F.relu(self.second(self.wide(F.max_pool2d(x, 2))))
+        h = self.up(self.narrow(h))
+        h = F.relu(self.join(torch.cat((x, h), dim=1)), inplace=True) + x
+        h = F.adaptive_avg_pool2d(h, 1).flatten(1)
+        return F.cross_entropy(self.head(h), self.classes)
+
+
+class _Recurrent(nn.Module):
+    tokens: Tensor
+
+    def __init__(self, width: int, batch: int, length: int) -> None:
+        super().__init__()
+        self.register_buffer("tokens", torch.randint(0, _VOCABULARY, (batch, length)))
+        self.embed = nn.Embedding(_VOCABULARY, width)
+        self.lstm = nn.LSTM(width, width, num_layers=2, batch_first=True)
+        self.head = nn.Linear(width, _VOCABULARY)
+
+    def forward(self) -> Tensor:
+        h, _ = self.lstm(self.embed(self.tokens))
+        return F.cross_entropy(self.head(h).flatten(0, 1), self.tokens.flatten())

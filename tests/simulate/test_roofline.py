@@ -1,0 +1,126 @@
+"""Rooflines: an op costs its launch and the longer of arithmetic and traffic; calibration finds them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.errors import TraceError
+from penstock.ir.machine import Device, Machine, Rate
+from penstock.ir.trace import Kind, Op, OpIndex, Phase, StorageId, Trace, Value, ValueId
+from penstock.simulate.roofline import Sample, class_of, fitted, priced, rate_of
+
+GB = 1e9
+
+
+def op(name: str, *, flops: int = 0, moved: int = 0, dtype: str = "float32", index: int = 0) -> Op:
+    made = (ValueId(index),)
+    return Op(OpIndex(index), name, Phase.FORWARD, (), made, flops=flops, moved=moved, dtype=dtype)
+
+
+def machine(**costs: Rate) -> Machine:
+    rates = {key.replace("__", " ").replace("_", ".", 1): rate for key, rate in costs.items()}
+    return Machine(Device("d", 1 << 30, 100 * GB, {"float32": 1e12, "bfloat16": 4e12}, rates))
+
+
+def test_an_op_takes_the_longer_of_arithmetic_and_traffic() -> None:
+    rate = Rate(launch=1e-6, flops=1e12, bandwidth=1e11)
+    assert rate.seconds(2e12, 1e11) == pytest.approx(2.000001)
+    assert rate.seconds(1e9, 1e11) == pytest.approx(1.000001)
+    assert Rate(launch=1e-6).seconds(1e15, 1e15) == 1e-6
+
+
+def test_the_most_special_rate_counts() -> None:
+    device = machine(
+        aten_mm__bfloat16=Rate(1.0), aten_mm=Rate(2.0), matmul=Rate(3.0), pointwise=Rate(4.0)
+    ).device
+    assert rate_of(device, op("aten.mm", dtype="bfloat16")).launch == 1.0
+    assert rate_of(device, op("aten.mm")).launch == 2.0
+    assert rate_of(device, op("aten.addmm")).launch == 3.0
+    assert rate_of(device, op("aten.exp")).launch == 4.0
+
+
+def test_without_calibration_a_dtype_has_its_own_peak() -> None:
+    device = machine().device
+    slow, fast = (rate_of(device, op("aten.mm", dtype=d)).flops for d in ("float32", "bfloat16"))
+    assert fast == 4 * slow
+    assert slow < 1e12  # no kernel reaches the peak
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("aten.mm", "matmul"),
+        ("aten.addmm", "matmul"),
+        ("aten.convolution_backward", "convolution"),
+        ("aten._scaled_dot_product_flash_attention_for_cpu", "attention"),
+        ("aten.mkldnn_rnn_layer", "recurrent"),
+        ("aten.native_layer_norm_backward", "norm"),
+        ("aten.embedding_dense_backward", "lookup"),
+        ("aten._fused_adamw_", "optimizer"),
+        ("aten.add_", "pointwise"),
+    ],
+)
+def test_ops_have_classes(name: str, kind: str) -> None:
+    assert class_of(name) == kind
+
+
+def two_ops() -> Trace:
+    values = (
+        Value(ValueId(0), StorageId(0), 1000, Kind.ACTIVATION, OpIndex(0), OpIndex(0)),
+        Value(ValueId(1), StorageId(1), 1000, Kind.ACTIVATION, OpIndex(1)),
+    )
+    return Trace(
+        (op("aten.mm", flops=10**9, moved=10**6), op("aten.exp", moved=10**6, index=1)), values
+    )
+
+
+def test_a_trace_without_times_is_priced_and_freeing_costs_the_host() -> None:
+    costs = {
+        "aten.mm": Rate(flops=1e9, workspace=0.5),
+        "pointwise": Rate(bandwidth=1e6),
+        "host forward": Rate(launch=0.25, bandwidth=1000),
+    }
+    found = priced(two_ops(), Machine(Device("d", 1 << 30, costs=costs)))
+    assert [one.seconds for one in found.ops] == [1.0, 1.0]
+    assert [one.host_seconds for one in found.ops] == [0.25, 1.25]
+    assert [one.workspace for one in found.ops] == [500_000, 0]
+
+
+def test_what_was_measured_is_left_alone() -> None:
+    trace = priced(two_ops(), machine())
+    assert priced(trace, Machine(Device("other", 1 << 30, 1.0))) is trace
+
+
+sizes = st.lists(st.tuples(st.integers(1, 10**12), st.integers(1, 10**9)), min_size=12, max_size=40)
+
+
+@given(sizes, st.floats(1e-6, 1e-3), st.floats(1e10, 1e12), st.floats(1e9, 1e11))
+def test_rates_that_made_the_samples_are_found_again(
+    sizes: list[tuple[int, int]], launch: float, flops: float, bandwidth: float
+) -> None:
+    made = Rate(launch, flops, bandwidth)
+    samples = [Sample(f, m, made.seconds(f, m)) for f, m in sizes]
+    found = fitted(samples)
+    errors = sorted(abs(found.seconds(s.flops, s.moved) / s.seconds - 1) for s in samples)
+    assert errors[len(errors) // 2] < 0.25
+
+
+def test_a_fit_without_noise_is_exact() -> None:
+    made = Rate(1e-5, 2e11, 3e10)
+    grid = [(f, m) for f in (0, 10**6, 10**9, 10**11) for m in (10**4, 10**6, 10**8)]
+    found = fitted([Sample(f, m, made.seconds(f, m), m // 4) for f, m in grid])
+    assert found.launch == pytest.approx(1e-5, rel=1e-3)
+    assert found.flops == pytest.approx(2e11, rel=1e-3)
+    assert found.bandwidth == pytest.approx(3e10, rel=1e-3)
+    assert found.workspace == pytest.approx(0.25)
+
+
+def test_one_size_says_only_how_long_it_took() -> None:
+    found = fitted([Sample(0, 1000, 2e-5)] * 3)
+    assert found.seconds(0, 1000) == pytest.approx(2e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"launch": -1.0}, {"flops": float("inf")}, {"bandwidth": -1e9}])
+def test_impossible_rates_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(TraceError, match="0 or more and finite"):
+        Rate(**wrong)
