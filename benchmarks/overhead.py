@@ -2,7 +2,8 @@
 
 A step of many tiny ops is timed plainly, under an empty dispatch mode (the least that anyone can pay
 who sees each call), and inside a session, in turns; the difference, divided by the number of calls
-that torch dispatches, is what one call costs. Prints medians; `--json FILE` keeps them.
+that torch dispatches, is what one call costs. Prints medians; `--json FILE` keeps them. Then, for the
+step of the demo: how many calls it makes, and so which share of it they cost.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import penstock
+from penstock.zoo.workloads import workload
 
 
 class Empty(TorchDispatchMode):
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    options.threads = torch.get_num_threads()
     torch.set_num_threads(1)
     model, optimizer, batch = small_step(options.depth)
 
@@ -78,6 +81,16 @@ def main() -> None:
         f"{calls} calls; plain {median(plain) * 1e3:.2f} ms, inside {median(inside) * 1e3:.2f} ms"
     )
     print(f"the engine adds {added * 1e6:.2f} us to a call, an empty mode {least * 1e6:.2f} us")
+    demo = workload("gpt2", "full")
+    demo.step(0)
+    torch.set_num_threads(options.threads)
+    begun = time.perf_counter()
+    demo.step(1)
+    seconds = time.perf_counter() - begun
+    with Empty() as mode:
+        demo.step(2)
+    share = mode.calls * added / seconds
+    print(f"the demo's step: {mode.calls} calls in {seconds:.2f} s, of which {share:.3%}")
     if options.json:
         result = {
             "machine": platform.machine(),
@@ -88,6 +101,9 @@ def main() -> None:
             "inside_seconds": median(inside),
             "added_seconds_per_call": added,
             "added_by_an_empty_mode": least,
+            "demo_calls": mode.calls,
+            "demo_seconds": seconds,
+            "demo_share": share,
         }
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 

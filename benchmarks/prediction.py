@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 from rich.table import Table
+
 from zoo import MIB, in_process
 
 SKIPPED = {"moe": "what it does depends on its data", "varying": "its shapes vary"}
