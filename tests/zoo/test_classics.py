@@ -142,6 +142,25 @@ def test_no_classes_and_images_of_sequences_are_refused() -> None:
         classics.image_size("transformer")
 
 
+@pytest.mark.parametrize("pixels", [188, 189, 190, 256, 572])
+def test_the_labels_of_unet_are_as_large_as_its_output(pixels: int) -> None:
+    with torch.device("meta"):
+        (images,), target = classics.batch("unet", 1, pixels=pixels)
+        assert classics.build("unet")(images).shape[2:] == target.shape[1:]
+
+
+def test_an_image_of_which_unet_leaves_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match="unet: nothing is left of images of 139 pixels"):
+        classics.batch("unet", 1, pixels=139)
+
+
+def test_a_network_reads_other_images_than_its_papers() -> None:
+    with torch.device("meta"):
+        (images,), target = classics.batch("resnet18", 2, pixels=64)
+        assert images.shape == (2, 3, 64, 64)
+        assert classics.loss(classics.build("resnet18")(images), target).shape == ()
+
+
 # -- a whole step -------------------------------------------------------------------------------
 
 OUTPUTS = {"unet": (2, 10, 388, 388), "seq2seq": (2, 64, 10), "transformer": (2, 64, 10)}

@@ -300,9 +300,9 @@ def _loss(which: Architecture, model: nn.Module) -> Callable[[], Tensor]:
     if which.source == "hf":
         inputs = _inputs(which, model)
         return lambda: model(**inputs).loss
-    given, target = classics.batch(which.name, which.batch, length=which.seq or 64)
-    if which.image:
-        given = (torch.randn(which.batch, 3, which.image, which.image),)
+    given, target = classics.batch(
+        which.name, which.batch, pixels=which.image or None, length=which.seq or 64
+    )
 
     def loss() -> Tensor:
         try:

@@ -1,6 +1,6 @@
 """The networks of the literature by name, at the sizes of their papers.
 
-Families take any depth that their rule allows, also those that have no line here:
+Families take the depths of their papers, and any other that their rule allows:
 
 - `vgg116`: 16 + 5n layers, n more convolutions in each of VGG-16's groups (Rhu, Gimelshein,
   Clemons, Zulfiqar, Keckler, "vDNN", MICRO 2016, arXiv:1602.08124).
@@ -34,8 +34,8 @@ class Classic:
     """Along each side of its images; `None` if it reads sequences."""
     classes: int = 1000
     """As many as in the paper; of a network that reads sequences, the target's tokens."""
-    labels: tuple[int, ...] = ()
-    """Shape of what is to be said of one image: () if that is its class."""
+    outputs: Callable[[int], int] | None = None
+    """Pixels along each side of what it says, if that is a class for each pixel, by those it reads."""
 
 
 def names() -> tuple[str, ...]:
@@ -69,19 +69,31 @@ def reads_images(name: str) -> bool:
 
 
 def batch(
-    name: str, size: int, *, classes: int | None = None, length: int = 64
+    name: str,
+    size: int,
+    *,
+    classes: int | None = None,
+    pixels: int | None = None,
+    length: int = 64,
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Random examples: what the network called `name` is called with, and what it should say.
 
-    Sequences are `length` tokens long.
+    Images have `pixels` along each side, `None` for as many as in its paper; sequences have
+    `length` tokens.
     """
     classic = _find(name)
     classes = _classes(name, classic, classes)
-    if classic.pixels is None:
+    pixels = pixels or classic.pixels
+    if classic.pixels is None or pixels is None:
         source, target = torch.randint(0, classes, (2, size, length + 1)).unbind()
         return (source[:, 1:], target[:, :-1]), target[:, 1:]
-    images = torch.randn(size, 3, classic.pixels, classic.pixels)
-    return (images,), torch.randint(0, classes, (size, *classic.labels))
+    sides = (classic.outputs(pixels),) * 2 if classic.outputs else ()
+    if min(sides, default=1) < 1:
+        raise UsageError(
+            f"{name}: nothing is left of images of {pixels} pixels; it was made for {classic.pixels}"
+        )
+    images = torch.randn(size, 3, pixels, pixels)
+    return (images,), torch.randint(0, classes, (size, *sides))
 
 
 def loss(output: Tensor | tuple[Tensor, ...], target: Tensor) -> Tensor:
@@ -153,6 +165,7 @@ _VGG = Rule(
     step=5,
     stages=lambda n: (3 + n, 3 + n, 4 + n, 4 + n, 4 + n),
 )
+# 200 layers: "Identity mappings in deep residual networks", table 5; the others: `residual.resnet`.
 _BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 _BOTTLENECK = Rule(
     {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)},
@@ -189,10 +202,10 @@ def _densenet(growth: int, *depths: int) -> Classic:
 
 
 _FAMILIES: dict[str, Callable[..., Classic]] = {
-    r"vgg(\d+)": _vgg,
-    r"resnet(\d+)": _resnet,
-    r"preresnet(\d+)": _preresnet,
-    r"wide_resnet(\d+)_([1-9]\d*)": _wide_resnet,
+    r"vgg(\d{1,5})": _vgg,
+    r"resnet(\d{1,5})": _resnet,
+    r"preresnet(\d{1,5})": _preresnet,
+    r"wide_resnet(\d{1,5})_([1-9]\d?)": _wide_resnet,
 }
 
 _CLASSICS = {
@@ -218,7 +231,7 @@ _CLASSICS = {
     "densenet264": _densenet(32, 6, 12, 64, 48),
     "senet154": Classic(partial(residual.senet, (3, 8, 36, 3))),
     "mobilenet_v2": Classic(residual.mobilenet_v2),
-    "unet": Classic(unet.UNet, 572, classes=2, labels=(388, 388)),
+    "unet": Classic(unet.UNet, 572, classes=2, outputs=unet.outputs),
     "seq2seq": Classic(translate.Seq2Seq, None, classes=80_000),
     "transformer": Classic(translate.Transformer, None, classes=37_000),
 }

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-__all__ = ["UNet"]
+__all__ = ["UNet", "outputs"]
 
 
 class UNet(nn.Module):
@@ -35,6 +35,16 @@ class UNet(nn.Module):
             x = join(torch.cat([_middle(skips.pop(), x.shape[-1]), x], 1))
         out: Tensor = self.head(x)
         return out
+
+
+def outputs(pixels: int) -> int:
+    """Pixels along each side that come out of so many; 0 or less: none do."""
+    side = pixels - 4
+    for _ in range(4):
+        side = side // 2 - 4
+    for _ in range(4):
+        side = side * 2 - 4
+    return side
 
 
 def _double(inputs: int, outputs: int) -> nn.Module:
