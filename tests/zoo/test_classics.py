@@ -164,13 +164,13 @@ def test_a_network_reads_other_images_than_its_papers() -> None:
 # -- a whole step -------------------------------------------------------------------------------
 
 OUTPUTS = {"unet": (2, 10, 388, 388), "seq2seq": (2, 64, 10), "transformer": (2, 64, 10)}
-HEADS = {"googlenet_aux": 3, "inception_v3_aux": 2}
+HEADS = {"googlenet_2014_aux": 3, "inception_v3_aux": 2}
 
 WHOLE = {
     name: partial(classics.build, name)
     for name in (
         *("alexnet", "alexnet_2012", "overfeat", "overfeat_accurate", "vgg16"),
-        *("googlenet_aux", "googlenet_2014", "inception_v3_aux", "inception_v4"),
+        *("googlenet_2014", "googlenet_2014_aux", "inception_v3_aux", "inception_v4"),
         *("resnet18", "preresnet11", "mobilenet_v2", "unet", "seq2seq", "transformer"),
     )
 }
