@@ -44,6 +44,7 @@ def as_if_present() -> Iterator[None]:
         "cpu": lambda tensor, **options: _to(tensor, "cpu", **options),
         "cuda": lambda tensor, device="cuda", **options: _to(tensor, device, **options),
         "type_as": _to,
+        "copy_": _copy,
     }
     library = torch.library.Library("aten", "IMPL")
     with ExitStack() as stack:
@@ -103,6 +104,12 @@ def _to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         tensor, dtype=dtype, device=device, non_blocking=non_blocking, memory_format=memory_format
     )
     return moved
+
+
+def _copy(tensor: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:  # noqa: FBT001, FBT002
+    """`Tensor.copy_` without the method's device guard; torch's own decompositions call it."""
+    copied: Tensor = aten.copy_.default(tensor, source, non_blocking)
+    return copied
 
 
 def _dropout(tensor: Tensor, p: float, train: bool) -> Tensor:  # noqa: FBT001

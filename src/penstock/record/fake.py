@@ -67,6 +67,15 @@ def record_fake(make: Callable[[], Step], device: str = "cpu", label: str = "") 
     recorder = Recorder(place, fakes)
     met: list[int] = []
 
+    def ended() -> Trace:
+        trace = recorder.end(label).trace
+        if not trace.ops:
+            raise TraceError(
+                f"{label or 'the step'}: nothing ran on {place.type}. "
+                "Make the model and its inputs on torch's default device"
+            )
+        return trace
+
     def begins(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         recorder.optimizer_begins(optimizer)
 
@@ -76,7 +85,7 @@ def record_fake(make: Callable[[], Step], device: str = "cpu", label: str = "") 
         if is_new:
             met.append(id(optimizer))
         if id(optimizer) == met[-1]:
-            trace = recorder.end(label).trace
+            trace = ended()
             if not is_new:
                 raise _Recorded(trace)
             recorder.begin()
@@ -84,8 +93,6 @@ def record_fake(make: Callable[[], Step], device: str = "cpu", label: str = "") 
     def build(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is _DEVICE:
             return fakes.told(args[0])
-        if func in _INITIAL and not has_value(args[0]):
-            return args[0]
         return fakes.run(func, *fakes.of(func, args, kwargs))[0]
 
     def record(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -96,7 +103,7 @@ def record_fake(make: Callable[[], Step], device: str = "cpu", label: str = "") 
     hooks = [register_optimizer_step_pre_hook(begins), register_optimizer_step_post_hook(ends)]
     recorder.open()
     try:
-        with _remembering(), as_if_present() if is_absent(place) else nullcontext(), mode:
+        with _quiet(), _remembering(), as_if_present() if is_absent(place) else nullcontext(), mode:
             with place, Clock(build, transparent=(FakeTensor,)):
                 step = make()
             with _unsuspected(), Clock(record, transparent=(FakeTensor,)):
@@ -104,7 +111,7 @@ def record_fake(make: Callable[[], Step], device: str = "cpu", label: str = "") 
                 for number in range(_WARM_UP):
                     step(number)
                     if not met:
-                        trace = recorder.end(label).trace
+                        trace = ended()
                         if number:
                             return trace
                         recorder.begin()
@@ -174,11 +181,17 @@ class _Fakes:
     def run(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Cost]:
+        if func in _FILLS and isinstance(filled := args[0], FakeTensor):
+            if filled.constant is not None and facts_of(func).random:
+                self._mode.fake_tensor_converter.invalidate_constant_aliases(filled.constant)
+            if filled.constant is None:
+                return filled, _UNKNOWN
         result = func(*args, **kwargs)
         is_constant = (
             isinstance(result, FakeTensor)
             and result.numel() <= _KNOWN_UP_TO
             and not facts_of(func).random
+            and func not in _EMPTY
             and not tensors_in((args, kwargs))
         )
         if is_constant:
@@ -213,17 +226,15 @@ class _Fakes:
 _UNKNOWN = Cost(lambda: 0.0, 0, 0)
 _CPU = torch.device("cpu")
 _DEVICE = torch.ops.prim.device.default
-_INITIAL = {
+_FILLS = {
     aten.normal_.default,
     aten.uniform_.default,
     aten.zero_.default,
     aten.fill_.Scalar,
 }
-"""Fill new weights, in place. On fake tensors they do nothing but take time."""
-
-
-def has_value(tensor: Any) -> bool:
-    return not isinstance(tensor, FakeTensor) or tensor.constant is not None
+"""They write every element, and change no shape: on fake tensors they only take time."""
+_EMPTY = {aten.empty.memory_format, aten.empty_strided.default}
+"""Constants whose values nobody may read."""
 
 
 @contextmanager
@@ -237,6 +248,16 @@ def _remembering() -> Iterator[None]:
         replaced(torch_optimizer, "_foreach_supported_types", [Tensor, nn.Parameter, FakeTensor]),
     ):
         yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """While it lasts, torch does not log what it raises: a traceback above one clear line."""
+    before, fake_tensor.log.disabled = fake_tensor.log.disabled, True
+    try:
+        yield
+    finally:
+        fake_tensor.log.disabled = before
 
 
 @contextmanager

@@ -238,7 +238,9 @@ def _transformer(which: Architecture) -> nn.Module:
     config = getattr(transformers, family.config)(**_configuration(which, published))
     model: nn.Module = getattr(transformers, family.model)(config)
     if which.checkpoint:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        # Renamed in transformers 5.
+        enable: Any = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     return model
 
 

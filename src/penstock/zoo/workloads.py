@@ -119,6 +119,11 @@ def images(step: int, batch: int, pixels: int, classes: int) -> tuple[Tensor, Te
     return pictures, torch.randint(0, classes, (batch,), generator=generator)
 
 
+@_outside
+def _noise(step: int, batch: int) -> Tensor:
+    return torch.randn(batch, 64, generator=torch.Generator().manual_seed(step))
+
+
 def _pick(size: Size, small: Any, full: Any) -> Any:
     return small if size == "small" else full
 
@@ -448,8 +453,7 @@ def gan(size: Size) -> Workload:
     make_optimizer, judge_optimizer = _adamw(make), _adamw(judge)
 
     def step(number: int) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(number)
-        noise = torch.randn(batch, 64, generator=generator)
+        noise = _noise(number, batch)
         real = tokens(number, batch, 256).float() / 255
         fake = make(noise)
         judged = F.softplus(-judge(real)).mean() + F.softplus(judge(fake.detach())).mean()
