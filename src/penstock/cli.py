@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from penstock.errors import PenstockError, UsageError
+from penstock.errors import PenstockError, UsageError, mib
 
 if TYPE_CHECKING:
+    from penstock.ir.machine import Machine
     from penstock.ir.policy import Problem
     from penstock.ir.trace import Trace
     from penstock.solve.best import Outcome
@@ -51,6 +52,13 @@ MachineOption = Annotated[
         "--machine",
         "-m",
         help="A machine by NAME (see `penstock machines`) or FILE; default: the trace's own.",
+    ),
+]
+StepArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A trace file, or an architecture: hf:gpt2?batch=4&seq=512, cnn:vgg16, zoo:bert, "
+        "package.module:function."
     ),
 ]
 
@@ -103,21 +111,51 @@ def run(
 
 @app.command(context_settings=_SCRIPT)
 def trace(
-    script: Annotated[Path, typer.Argument(help="The training script.", show_default=False)],
+    script: Annotated[
+        str,
+        typer.Argument(
+            help="The training script; or an architecture, such as hf:gpt2?batch=4&seq=512.",
+            show_default=False,
+        ),
+    ],
     context: typer.Context,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the trace.")],
     budget: Budget = None,
     tier: TierOption = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda or cuda:N. For an architecture it need not be there."),
+    ] = None,
 ) -> None:
-    """Run a script up to its first whole step, record that step, and stop."""
+    """Record a step: of a script, run up to its first whole step; of an architecture, without running."""
+    from penstock.ir.store import save
+    from penstock.source import names_an_architecture, record
+
+    if not output.parent.is_dir():
+        raise UsageError(f"cannot write {output}: {output.parent} is not a directory")
+    if names_an_architecture(script):
+        if context.args:
+            raise UsageError(f"{script} takes no arguments; options before it: {context.args[0]}")
+        found = record(script, device or "cpu")
+        save(output, found)
+        _out.print(f"{output}: {len(found.ops)} ops, {len(found.values)} values, no times")
+        return
+    _trace_script(Path(script), context.args, output, budget, tier, device)
+
+
+def _trace_script(
+    script: Path,
+    arguments: list[str],
+    output: Path,
+    budget: str | None,
+    tier: str | None,
+    device: str | None,
+) -> None:
     from penstock.ir.store import save
     from penstock.script import Stop, check_script, run_script
     from penstock.session import Session
 
     check_script(script)
-    if not output.parent.is_dir():
-        raise UsageError(f"cannot write {output}: {output.parent} is not a directory")
 
     def recorded(found: "Trace") -> None:
         save(output, found.relabelled(script.stem), session.machine)
@@ -131,7 +169,7 @@ def trace(
         on_recorded=recorded,
         base_at_first_tensor=True,
     )
-    code = run_script(script, context.args, session)
+    code = run_script(script, arguments, session)
     if session.trace is None:
         _err.print(
             f"penstock: {script} ended before a whole step was seen, so there is no trace. "
@@ -145,7 +183,7 @@ def trace(
 
 @app.command()
 def plan(
-    trace: Annotated[Path, typer.Argument(help="A trace file.")],
+    trace: StepArgument,
     budget: Annotated[str, typer.Option("--budget", "-b", help="Bytes, or a share such as 60%.")],
     policy: PolicyOption = "auto",
     machine: MachineOption = None,
@@ -171,7 +209,7 @@ def plan(
 
 @app.command()
 def simulate(
-    trace: Annotated[Path, typer.Argument(help="A trace file.")],
+    trace: StepArgument,
     plan: Annotated[
         Path | None, typer.Argument(help="A plan file; default: keep everything.")
     ] = None,
@@ -206,7 +244,7 @@ def simulate(
 
 @app.command()
 def compare(
-    trace: Annotated[Path, typer.Argument(help="A trace file.")],
+    trace: StepArgument,
     budget: Annotated[list[str], typer.Option("--budget", "-b", help="One or more budgets.")],
     policy: Annotated[
         list[str] | None, typer.Option("--policy", "-p", help="Which policies; default: all.")
@@ -216,10 +254,12 @@ def compare(
     """Compare policies on one recorded step, by simulation."""
     from penstock import policies
     from penstock.report.table import comparison
+    from penstock.source import step_and_machine
 
     rows: list[tuple[int, str, Outcome | str]] = []
+    step, described = step_and_machine(trace, machine)
     for text in budget:
-        problem = _problem(trace, machine, text)
+        problem = _within(step, described, text)
         for name in policy or policies.names():
             try:
                 rows.append((problem.budget, name, _solve(problem, name)))
@@ -232,7 +272,10 @@ def compare(
 
 @app.command()
 def explain(
-    file: Annotated[Path, typer.Argument(help="A trace file, or a report (.json) of a run.")],
+    file: Annotated[
+        str,
+        typer.Argument(help="A trace file, an architecture, or a report (.json) of a run."),
+    ],
     plan: Annotated[
         Path | None, typer.Argument(help="A plan file for the trace; default: ask the policy.")
     ] = None,
@@ -252,7 +295,7 @@ def explain(
     from penstock.report.files import read_report
     from penstock.solve.best import outcome
 
-    if (body := read_report(file)) is not None:
+    if (body := read_report(Path(file))) is not None:
         paragraphs = explain_report(body)
     else:
         problem, calm = _problem(file, machine, budget), None
@@ -265,6 +308,39 @@ def explain(
         paragraphs = explained(problem, found, calm)
     for paragraph in paragraphs:
         _out.print(f"{paragraph}\n", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command(name="import")
+def import_trace(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A CUDA memory snapshot (torch.cuda.memory._dump_snapshot) or an execution trace "
+            "(torch.profiler.ExecutionTraceObserver)."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the trace.")],
+    times: Annotated[
+        Path | None,
+        typer.Option(help="The profiler's Chrome trace of the same run, for the times of ops."),
+    ] = None,
+    machine: MachineOption = None,
+) -> None:
+    """Make a trace of what another tool recorded, and say what it does not tell."""
+    from penstock.interop.files import read
+    from penstock.ir.store import save
+    from penstock.machines import find
+
+    if not output.parent.is_dir():
+        raise UsageError(f"cannot write {output}: {output.parent} is not a directory")
+    imported = read(file, times)
+    found = imported.trace.relabelled(file.name.partition(".")[0])
+    save(output, found, None if machine is None else find(machine))
+    _out.print(
+        f"{output}: {len(found.ops)} ops, {len(found.values)} values, {mib(found.peak)} at the peak"
+    )
+    for note in imported.notes:
+        _out.print(f"- {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command(name="policies")
@@ -325,20 +401,20 @@ def main() -> None:
         sys.exit(2)
 
 
-def _problem(trace: Path, machine: str | None, budget: str) -> "Problem":
+def _problem(step: str, machine: str | None, budget: str) -> "Problem":
+    from penstock.source import step_and_machine
+
+    return _within(*step_and_machine(step, machine), budget)
+
+
+def _within(step: "Trace", machine: "Machine", budget: str) -> "Problem":
     from penstock.ir.policy import Problem
-    from penstock.ir.store import load_trace
-    from penstock.machines import find
     from penstock.sizes import Share, parse_budget
 
-    recorded, own = load_trace(trace)
-    described = own if machine is None else find(machine)
-    if described is None:
-        raise UsageError(f"{trace} does not say on which machine it was recorded; name one with -m")
     asked = parse_budget(budget)
     if isinstance(asked, Share):
-        asked = asked.of(recorded.peak + recorded.slack)
-    return Problem(recorded, described, asked)
+        asked = asked.of(step.peak + step.slack)
+    return Problem(step, machine, asked)
 
 
 def _solve(problem: "Problem", policy: str) -> "Outcome":

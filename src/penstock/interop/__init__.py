@@ -1,0 +1,1 @@
+"""What other tools recorded, as traces: CUDA memory snapshots and execution traces."""
