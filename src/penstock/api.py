@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from penstock.dispatch.resident import TightAllocator, meter_for
+from penstock.engine.contention import with_drag
 from penstock.engine.mount import mount
 from penstock.ir.machine import Machine
 from penstock.ir.policy import Policy
@@ -87,6 +88,8 @@ def calibrate(
     allocator = TightAllocator() if place.type == "cpu" else None
     try:
         facts = tuple(one.store.probe() for one in mounted)
+        if place.type == "cpu":  # a GPU's copies take none of its compute
+            facts = tuple(with_drag(m.store, tier) for m, tier in zip(mounted, facts, strict=True))
         return calibrated(describe(place, facts), place, meter_for(place), on_model)
     finally:
         if allocator is not None:

@@ -1,0 +1,71 @@
+"""How much compute slows down while bytes move between this machine's memory and a tier."""
+
+import threading
+import time
+from dataclasses import replace
+
+import torch
+from torch import UntypedStorage
+
+from penstock.dispatch.storage import byte_view
+from penstock.engine.extents import Extent
+from penstock.engine.tiers import TierStore
+from penstock.ir.machine import Tier
+
+__all__ = ["with_drag"]
+
+_BLOCK = 64 << 20
+_SECONDS = 0.4
+"""Of each measurement."""
+_ROUNDS = 3
+_AT_MOST = 0.9
+
+
+def with_drag(store: TierStore, facts: Tier) -> Tier:
+    """`facts` of a tier of the CPU with its drag, measured: matrix products alone, and beside copies.
+
+    Writes and reads take turns, so the drag is their mean; the median of a few rounds.
+    """
+    extent, block = store.reserve(_BLOCK), UntypedStorage(_BLOCK)
+    byte_view(block).fill_(1)
+    try:
+        shares = sorted(_share_lost(store, extent, block) for _ in range(_ROUNDS))
+    finally:
+        store.release(extent)
+    return replace(facts, drag=min(max(0.0, shares[_ROUNDS // 2]), _AT_MOST))
+
+
+def _share_lost(store: TierStore, extent: Extent, block: UntypedStorage) -> float:
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def copy() -> None:
+        try:
+            while not stop.is_set():
+                store.write(block, extent, stop.is_set)
+                store.read(extent, block)
+        except BaseException as error:
+            if not stop.is_set():
+                errors.append(error)
+
+    alone = _rate()
+    mover = threading.Thread(target=copy, name="penstock contention")
+    mover.start()
+    try:
+        beside = _rate()
+    finally:
+        stop.set()
+        mover.join()
+    if errors:
+        raise errors[0]
+    return 1 - beside / alone
+
+
+def _rate() -> float:
+    """Matrix products per second."""
+    left = torch.full((512, 512), 0.5)
+    done, begun = 0, time.perf_counter()
+    while (taken := time.perf_counter() - begun) < _SECONDS:
+        torch.mm(left, left)
+        done += 1
+    return done / taken
