@@ -1,0 +1,233 @@
+"""Where each buffer stands in one arena: offsets for buffers whose lifetimes are known in advance.
+
+Several papers plan addresses and not only bytes (SmartPool, SwapAdvisor, AutoTM, DyMem); so does every
+compiler for devices without an allocator. The problem is dynamic storage allocation, which is hard:
+`assign` packs greedily and is at once done, `exact` gives its constraints to CP-SAT.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.errors import NeedError, UsageError
+from penstock.ir.trace import Trace
+
+__all__ = ["Buffer", "Packing", "assign", "best_fit", "buffers", "check", "exact"]
+
+
+class Buffer(NamedTuple):
+    """Bytes that are needed from time `start` up to, not including, time `stop`."""
+
+    start: int
+    stop: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """An offset for each buffer, in the order in which they were given.
+
+    `height` is the bytes that the arena needs, each buffer rounded up to the alignment; `floor` is a
+    bound below which no packing gets.
+    """
+
+    offsets: tuple[int, ...]
+    height: int
+    floor: int
+
+    @property
+    def proved(self) -> bool:
+        """Is it certain that no packing is lower?"""
+        return self.height == self.floor
+
+
+def buffers(trace: Trace) -> tuple[Buffer, ...]:
+    """A step's storages in the order in which they are made, and then the workspace of each op that
+    has one; time is the op index.
+    """
+    end = len(trace.ops)
+    stop: dict[int, int] = {
+        trace.values[value].storage: op + 1
+        for op, gone in enumerate(trace.freed_after)
+        for value in gone
+    }
+    first = [v for v in trace.values if v.id not in trace.previous_version]
+    storages = (Buffer(v.producer or 0, stop.get(v.storage, end), v.nbytes) for v in first)
+    scratch = (Buffer(op.index, op.index + 1, op.workspace) for op in trace.ops if op.workspace)
+    return (*storages, *scratch)
+
+
+def assign(wanted: Sequence[Buffer], *, alignment: int = 1) -> Packing:
+    """The lowest of the packings that best fit finds in several orders: largest, longest, largest
+    area, and earliest first.
+    """
+    wanted = _aligned(wanted, alignment)
+    floor = _floor(wanted)
+    best: Packing | None = None
+    for key in _ORDERS:
+        order = sorted(range(len(wanted)), key=[key(buffer) for buffer in wanted].__getitem__)
+        offsets = best_fit(wanted, order)
+        packing = Packing(offsets, _height(wanted, offsets), floor)
+        if best is None or packing.height < best.height:
+            best = packing
+        if best.proved:
+            break
+    assert best is not None
+    return best
+
+
+_ORDERS: tuple[Callable[[Buffer], tuple[int, ...]], ...] = (
+    lambda b: (-b.nbytes, b.start),
+    lambda b: (b.start - b.stop, -b.nbytes, b.start),
+    lambda b: (b.nbytes * (b.start - b.stop), -b.nbytes, b.start),
+    lambda b: (b.start, -b.nbytes),
+)
+
+
+def best_fit(wanted: Sequence[Buffer], order: Iterable[int]) -> tuple[int, ...]:
+    """Offsets by placing one buffer after another, in `order`, in the smallest gap that has room.
+
+    A gap lies between buffers that are placed already and alive at the same time; if none has room,
+    the buffer goes on top.
+    """
+    starts, stops, sizes = _columns(wanted)
+    offsets = np.full(len(wanted), -1, np.int64)
+    placed = np.zeros(len(wanted), np.bool_)
+    for one in order:
+        meets = np.maximum(starts, starts[one]) < np.minimum(stops, stops[one])
+        rivals = placed & meets & (sizes > 0)
+        low = offsets[rivals]
+        by_offset = np.argsort(low)
+        low = low[by_offset]
+        high = np.maximum.accumulate(low + sizes[rivals][by_offset])
+        bottom = np.concatenate(([0], high))  # of each gap; the last is open above
+        room = low - bottom[:-1]
+        fits = np.flatnonzero(room >= sizes[one])
+        chosen = fits[room[fits].argmin()] if len(fits) else len(room)
+        offsets[one] = bottom[chosen]
+        placed[one] = True
+    return tuple(offsets.tolist())
+
+
+def exact(
+    wanted: Sequence[Buffer],
+    *,
+    alignment: int = 1,
+    capacity: int | None = None,
+    seconds: float = 60.0,
+    workers: int = 1,
+) -> Packing:
+    """The lowest packing, or the lowest that CP-SAT found in `seconds`: see `proved`.
+
+    With `capacity`, any packing of at most that height will do, and the search stops at the first.
+    Needs the package `ortools`; `NeedError` if it is missing. For some hundred buffers at most.
+    """
+    wanted = _aligned(wanted, alignment)
+    start = assign(wanted)
+    if start.proved or (capacity is not None and start.height <= capacity):
+        return start
+    try:
+        from ortools.sat.python import cp_model
+    except ImportError:
+        raise NeedError(
+            "exact offsets need OR-tools: pip install 'penstock[solvers]', or use assign"
+        ) from None
+
+    # A packing can be pushed down until every offset is a sum of sizes: multiples of their divisor do.
+    unit = math.gcd(*(buffer.nbytes for buffer in wanted))
+    sizes = [buffer.nbytes // unit for buffer in wanted]
+    highest = (start.height if capacity is None else capacity) // unit
+    floor = start.floor
+    if highest * unit < floor:
+        return start  # the capacity is below what is alive at once
+    model = cp_model.CpModel()
+    height = model.new_int_var(floor // unit, highest, "height")
+    spots, times, spaces = [], [], []
+    for i, (buffer, size) in enumerate(zip(wanted, sizes, strict=True)):
+        spot = model.new_int_var(0, highest - size, f"offset {i}")
+        model.add_hint(spot, start.offsets[i] // unit)
+        model.add(spot + size <= height)
+        spots.append(spot)
+        if size:
+            times.append(
+                model.new_fixed_size_interval_var(
+                    buffer.start, buffer.stop - buffer.start, f"time {i}"
+                )
+            )
+            spaces.append(model.new_fixed_size_interval_var(spot, size, f"space {i}"))
+    model.add_no_overlap_2d(times, spaces)
+    model.add_cumulative(times, [size for size in sizes if size], height)  # implied, and prunes
+    if capacity is None:
+        model.minimize(height)
+    solver = cp_model.CpSolver()
+    solver.parameters.max_time_in_seconds = seconds
+    solver.parameters.num_workers = workers
+    match solver.solve(model):
+        case cp_model.INFEASIBLE:  # only a capacity can be
+            return replace(start, floor=(highest + 1) * unit)
+        case cp_model.OPTIMAL | cp_model.FEASIBLE:
+            offsets = tuple(solver.value(spot) * unit for spot in spots)
+            if capacity is None:
+                floor = max(floor, math.ceil(solver.best_objective_bound - 1e-6) * unit)
+            return Packing(offsets, _height(wanted, offsets), floor)
+        case _:
+            return start  # nothing was found in time
+
+
+def check(wanted: Sequence[Buffer], offsets: Sequence[int], *, alignment: int = 1) -> list[str]:
+    """What is wrong with `offsets`, one line each; nothing if they are a packing."""
+    faults = [
+        f"buffer {i} stands at {offset}, which is no multiple of {alignment}"
+        for i, offset in enumerate(offsets)
+        if offset < 0 or offset % alignment
+    ]
+    starts, stops, sizes = _columns(wanted)
+    low = np.array(offsets, np.int64)
+    for i in range(len(wanted)):
+        meets = np.maximum(starts, starts[i]) < np.minimum(stops, stops[i])
+        meets &= np.maximum(low, low[i]) < np.minimum(low + sizes, low[i] + sizes[i])
+        meets[: i + 1] = False
+        faults += [f"buffers {i} and {j} overlap" for j in np.flatnonzero(meets).tolist()]
+    return faults
+
+
+def _aligned(wanted: Sequence[Buffer], alignment: int) -> list[Buffer]:
+    """The buffers with their sizes rounded up; what lives no time needs no bytes."""
+    if alignment < 1:
+        raise UsageError(f"alignment is {alignment}; it must be 1 or more")
+    for i, buffer in enumerate(wanted):
+        if buffer.nbytes < 0 or buffer.stop < buffer.start:
+            raise UsageError(
+                f"buffer {i} cannot be: {buffer.nbytes} bytes from {buffer.start} to {buffer.stop}"
+            )
+    return [
+        buffer._replace(
+            nbytes=-(-buffer.nbytes // alignment) * alignment if buffer.stop > buffer.start else 0
+        )
+        for buffer in wanted
+    ]
+
+
+def _floor(wanted: Sequence[Buffer]) -> int:
+    """The most bytes that are alive at one time."""
+    changes: dict[int, int] = {}
+    for start, stop, nbytes in wanted:
+        changes[start] = changes.get(start, 0) + nbytes
+        changes[stop] = changes.get(stop, 0) - nbytes
+    return int(np.cumsum([changes[at] for at in sorted(changes)], dtype=np.int64).max(initial=0))
+
+
+def _height(wanted: Sequence[Buffer], offsets: Sequence[int]) -> int:
+    tops = (offset + buffer.nbytes for offset, buffer in zip(offsets, wanted, strict=True))
+    return max(tops, default=0)
+
+
+def _columns(
+    wanted: Sequence[Buffer],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    table = np.array(wanted, np.int64).reshape(-1, 3)
+    return table[:, 0], table[:, 1], table[:, 2]

@@ -1,0 +1,194 @@
+"""Offsets in one arena: packings that hold, true bounds, and the exact ones against brute force."""
+
+import csv
+import os
+import sys
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.errors import NeedError, UsageError
+from penstock.ir.text import parse
+from penstock.solve.offsets import Buffer, Packing, assign, best_fit, buffers, check, exact
+from strategies import traces
+
+# The toy of google/minimalloc (Apache-2.0), benchmarks/examples/input.12.csv: it fits in 12.
+TOY = [Buffer(0, 3, 4), Buffer(3, 9, 4), Buffer(0, 9, 4), Buffer(9, 21, 4), Buffer(0, 21, 4)]
+
+BUFFERS = st.lists(
+    st.builds(
+        lambda start, length, nbytes: Buffer(start, start + length, nbytes),
+        st.integers(0, 6),
+        st.integers(0, 5),
+        st.integers(0, 9),
+    ),
+    max_size=12,
+)
+
+
+def lowest(wanted):
+    """By every order: some order puts each buffer as low as an optimal packing does, or lower."""
+    best = None
+    for order in permutations(range(len(wanted))):
+        offsets = {}
+        for i in order:
+            start, stop, nbytes = wanted[i]
+            rivals = [
+                (low, low + wanted[j].nbytes)
+                for j, low in offsets.items()
+                if wanted[j].start < stop and start < wanted[j].stop
+            ]
+            spots = [0, *(high for _, high in rivals)]
+            offsets[i] = min(
+                spot
+                for spot in spots
+                if all(spot + nbytes <= low or high <= spot for low, high in rivals)
+            )
+        height = max((offsets[i] + wanted[i].nbytes for i in offsets), default=0)
+        best = height if best is None else min(best, height)
+    return best
+
+
+def test_buffers_that_never_meet_share_their_place():
+    packing = assign([Buffer(0, 2, 7), Buffer(2, 4, 7)])
+    assert packing == Packing((0, 0), 7, 7)
+    assert packing.proved
+
+
+def test_the_smallest_gap_that_has_room_is_taken():
+    # Gaps of 5 (0 to 5) and of 3 (7 to 10) beside a buffer of 3.
+    wanted = [Buffer(0, 1, 5), Buffer(0, 9, 2), Buffer(0, 1, 3), Buffer(0, 9, 2), Buffer(3, 5, 3)]
+    assert best_fit(wanted, range(5)) == (0, 5, 7, 10, 7)
+
+
+def test_without_a_gap_a_buffer_goes_on_top_of_what_is_alive():
+    wanted = [Buffer(0, 9, 4), Buffer(0, 1, 6), Buffer(3, 5, 3)]
+    assert best_fit(wanted, range(3)) == (0, 4, 4)
+
+
+def test_the_toy_of_minimalloc_fits_in_12():
+    packing = assign(TOY)
+    assert (packing.height, packing.proved) == (12, True)
+    assert check(TOY, packing.offsets) == []
+
+
+@given(BUFFERS, st.sampled_from([1, 4]))
+def test_a_packing_has_no_overlap_and_is_no_lower_than_what_is_alive_at_once(wanted, alignment):
+    packing = assign(wanted, alignment=alignment)
+    assert check(wanted, packing.offsets, alignment=alignment) == []
+    live = max(
+        (sum(b.nbytes for b in wanted if b.start <= at < b.stop) for at in range(12)), default=0
+    )
+    assert live <= packing.floor <= packing.height
+    tops = [low + b.nbytes for low, b in zip(packing.offsets, wanted, strict=True)]
+    assert max((t for t, b in zip(tops, wanted, strict=True) if b.stop > b.start), default=0) <= (
+        packing.height
+    )
+
+
+@settings(max_examples=40)
+@given(BUFFERS.map(lambda wanted: wanted[:5]))
+def test_the_exact_packing_is_the_lowest_of_all(wanted):
+    packing = exact(wanted)
+    assert check(wanted, packing.offsets) == []
+    assert packing.proved
+    assert packing.height == lowest([b for b in wanted if b.stop > b.start])
+
+
+# 9 bytes are alive at once, and 9 are enough; best fit needs 10 in each of its orders.
+HARD = [Buffer(5, 9, 4), Buffer(3, 7, 3), Buffer(3, 5, 3), Buffer(2, 5, 3)]
+
+
+def test_the_exact_packing_is_lower_than_the_greedy_one_where_that_errs():
+    assert (assign(HARD).height, assign(HARD).proved) == (10, False)
+    packing = exact(HARD)
+    assert (packing.height, packing.proved) == (9, True)
+    assert check(HARD, packing.offsets) == []
+    assert exact(HARD, capacity=9).height == 9
+    assert exact(HARD, capacity=10) == assign(HARD)  # low enough
+
+
+def test_alignment_rounds_sizes_and_places():
+    packing = assign([Buffer(0, 1, 3), Buffer(0, 1, 5)], alignment=4)
+    assert sorted(packing.offsets) == [0, 8]
+    assert packing.height == packing.floor == 12
+
+
+def test_a_capacity_that_nothing_can_meet_is_known_to_be_one():
+    packing = exact(TOY, capacity=11)
+    assert packing.height == 12
+    assert packing.floor == 12
+
+
+def test_what_is_alive_in_a_step_becomes_buffers():
+    trace = parse("""
+        f a  x:I1M -> h:A8M!  1ms +2M
+        f b  h     -> ~h      1ms
+        b a' h     -> g:G2M   1ms
+    """)
+    found = buffers(trace)
+    assert found[0] == Buffer(0, 3, 2**20)  # x stays
+    assert found[1].nbytes == 8 * 2**20 and found[1].start == 0  # both versions of h: one buffer
+    assert found[-1] == Buffer(0, 1, 2 * 2**20)  # the workspace of a
+    assert len(found) == 4
+
+
+@given(traces())
+def test_a_step_packs_no_lower_than_its_peak(trace):
+    wanted = buffers(trace)
+    packing = assign(wanted)
+    assert packing.floor == trace.peak
+    assert check(wanted, packing.offsets) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "alignment", "says"),
+    [
+        ([Buffer(0, 1, 1)], 0, "alignment is 0"),
+        ([Buffer(0, 1, 1), Buffer(0, 1, -2)], 1, "buffer 1 cannot be: -2 bytes from 0 to 1"),
+        ([Buffer(3, 1, 1)], 1, "buffer 0 cannot be: 1 bytes from 3 to 1"),
+    ],
+)
+def test_buffers_that_cannot_be_are_refused(wanted, alignment, says):
+    for solve in (assign, exact):
+        with pytest.raises(UsageError, match=says):
+            solve(wanted, alignment=alignment)
+
+
+def test_nothing_to_place_needs_nothing():
+    assert assign([]) == exact([]) == Packing((), 0, 0)
+
+
+def test_a_wrong_packing_is_told():
+    assert check([Buffer(0, 2, 4), Buffer(1, 3, 4)], [0, 2]) == ["buffers 0 and 1 overlap"]
+    assert check([Buffer(0, 2, 4)], [3], alignment=4) == [
+        "buffer 0 stands at 3, which is no multiple of 4"
+    ]
+
+
+def test_without_ortools_the_error_says_what_to_install(monkeypatch):
+    for name in ("ortools", "ortools.sat", "ortools.sat.python"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert exact(TOY).proved  # best fit was enough
+    with pytest.raises(NeedError, match=r"pip install 'penstock\[solvers\]'"):
+        exact(HARD)
+
+
+INSTANCES = os.environ.get("PENSTOCK_MINIMALLOC")
+
+
+@pytest.mark.skipif(INSTANCES is None, reason="PENSTOCK_MINIMALLOC names no folder of instances")
+def test_the_instances_of_minimalloc_are_packed_in_their_megabyte_or_not_called_so():
+    found = {}
+    for path in sorted(Path(INSTANCES).glob("*.1048576.csv")):
+        with path.open() as file:
+            rows = list(csv.DictReader(file))
+        wanted = [Buffer(int(r["lower"]), int(r["upper"]), int(r["size"])) for r in rows]
+        packing = exact(wanted, capacity=2**20, seconds=5)
+        assert check(wanted, packing.offsets) == []
+        assert packing.floor <= 2**20  # each of them fits
+        found[path.name[0]] = packing.height
+    assert found
