@@ -342,6 +342,8 @@ class _Step:
 
     def _makes_views(self, call: _Call, written: set[int], fresh: set[int]) -> bool:
         """Does the call touch no byte? Composite ones without calls of their own may do nothing."""
+        if call.func is not None and torch.Tag.inplace_view in call.func.tags:
+            return True  # `detach_` and its like write what a tensor says of itself, not its bytes
         if written or fresh:
             return False
         return (call.func is not None and facts_of(call.func).is_view) or bool(call.node.outputs)
