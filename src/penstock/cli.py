@@ -2,9 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 from rich.console import Console
 
 from penstock.errors import PenstockError, UsageError, mib
@@ -109,7 +110,18 @@ def run(
     raise typer.Exit(run_script(script, context.args, session))
 
 
-@app.command(context_settings=_SCRIPT)
+class _ArchitectureFirst(typer.core.TyperCommand):
+    """What follows a script is the script's; what follows an architecture is ours."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        from penstock.source import names_an_architecture
+
+        if args and not args[0].startswith("-") and names_an_architecture(args[0]):
+            args = [*args[1:], args[0]]
+        return super().parse_args(ctx, args)
+
+
+@app.command(cls=_ArchitectureFirst, context_settings=_SCRIPT)
 def trace(
     script: Annotated[
         str,
@@ -135,7 +147,7 @@ def trace(
         raise UsageError(f"cannot write {output}: {output.parent} is not a directory")
     if names_an_architecture(script):
         if context.args:
-            raise UsageError(f"{script} takes no arguments; options before it: {context.args[0]}")
+            raise UsageError(f"{script} takes no arguments, such as {context.args[0]}")
         found = record(script, device or "cpu")
         save(output, found)
         _out.print(f"{output}: {len(found.ops)} ops, {len(found.values)} values, no times")

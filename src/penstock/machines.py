@@ -351,7 +351,7 @@ _MACHINES: Mapping[str, _Preset] = {
     # on paper), 6 x 128 GB of Optane. float32: 24 cores x 64 operations a cycle (two AVX-512 units) at
     # an assumed 2.0 GHz. bfloat16 has no unit there. Sentinel's CPU machine has half the DRAM.
     "xeon-optane": _card(
-        "Xeon, 24 cores, Optane",
+        "Xeon CPU, 24 cores, Optane",
         192e9 / _GIB,
         128,
         {"float32": 3.07, "float64": 1.54, "int8": 12.3},
@@ -359,7 +359,7 @@ _MACHINES: Mapping[str, _Preset] = {
     ),
     # Xeon Gold 6252: 24 cores, 96 GB of DRAM, 756 GB of Optane (its rates as AutoTM measured them).
     "xeon-6252": _card(
-        "Xeon Gold 6252, Optane",
+        "Xeon Gold 6252 CPU, Optane",
         96e9 / _GIB,
         128,
         {"float32": 3.07, "float64": 1.54, "int8": 12.3},

@@ -237,10 +237,13 @@ def _transformer(which: Architecture) -> nn.Module:
     family = published.family
     config = getattr(transformers, family.config)(**_configuration(which, published))
     model: nn.Module = getattr(transformers, family.model)(config)
+    if family.task == "next token":
+        model.loss_type = "ForCausalLM"  # type: ignore[assignment]  # else GPT-2 warns of its default
     if which.checkpoint:
         # Renamed in transformers 5.
         enable: Any = getattr(model, "activation_checkpointing_enable", None)
-        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        enable = enable or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return model
 
 
