@@ -13,7 +13,17 @@ from penstock.ir.store import load, load_trace, save
 from penstock.ir.text import parse
 from penstock.ir.timeline import Timeline
 
-COMMANDS = ("run", "trace", "plan", "simulate", "compare", "policies", "machines")
+COMMANDS = (
+    "run",
+    "trace",
+    "plan",
+    "simulate",
+    "compare",
+    "policies",
+    "machines",
+    "explain",
+    "import",
+)
 
 
 # Four layers of 16 MiB: h1 to h3 lie idle until backward, 64 MiB are held at once.
