@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from penstock.ir.machine import Device, Machine, Rate
 from penstock.ir.trace import Op, Trace
+from penstock.simulate.allocators import allocations, cpu, cuda
 
 __all__ = ["Sample", "class_of", "fitted", "host_key", "priced", "rate_of"]
 
@@ -50,7 +51,8 @@ _LAUNCH = 4e-6
 def priced(trace: Trace, machine: Machine) -> Trace:
     """The trace with the times that its ops would take on `machine`, and their workspaces.
 
-    What was measured stays: only a trace without any time is priced.
+    Its slack is what the device's allocator holds beyond them at the peak of the plain step. What was
+    measured stays: only a trace without any time is priced.
     """
     if trace.seconds:
         return trace
@@ -70,7 +72,10 @@ def priced(trace: Trace, machine: Machine) -> Trace:
                 workspace=op.workspace or int(rate.workspace * op.moved),
             )
         )
-    return replace(trace, ops=tuple(ops))
+    found = replace(trace, ops=tuple(ops))
+    allocator = cuda if trace.device == "cuda" else cpu
+    held = allocator(allocations(found)).reserved_peak
+    return replace(found, slack=max(0, held - found.peak))
 
 
 def rate_of(device: Device, op: Op) -> Rate:
