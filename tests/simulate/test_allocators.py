@@ -19,11 +19,11 @@ from penstock.simulate.allocators import (
     CudaSettings,
     Free,
     Malloc,
-    _Caching,
     allocations,
     cpu,
     cuda,
 )
+from penstock.simulate.allocators.caching import Caching
 from strategies import traces
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
@@ -147,7 +147,7 @@ def test_the_lowest_of_equal_blocks_is_taken_where_the_segments_are_known():
     for addresses in [(100 * MIB, 200 * MIB), (200 * MIB, 100 * MIB)]:
         replay = cuda(requests, addresses=addresses)
         assert replay.reserved_peak == 24 * MIB
-        allocator = _Caching(CudaSettings(), addresses)
+        allocator = Caching(CudaSettings(), addresses)
         held = [allocator.malloc(12 * MIB) for _ in range(2)]
         for block in held:
             allocator.free(block)
@@ -218,7 +218,7 @@ def test_an_expandable_segment_joins_what_is_free_at_its_end_with_new_pages():
 
 def test_what_can_grow_is_left_alone_while_another_block_fits():
     # After the second is freed, 10 MiB inside and 10 MiB at the growing end are free; 8 goes inside.
-    allocator = _Caching(EXPANDABLE, ())
+    allocator = Caching(EXPANDABLE, ())
     first, second, third = (allocator.malloc(size * MIB) for size in (10, 12, 10))
     inside = second.address
     allocator.free(second)
@@ -288,7 +288,7 @@ def test_reserved_is_never_below_allocated_nor_that_below_live(requests, setting
 
 @given(sequences(), SETTINGS)
 def test_blocks_in_use_never_overlap_and_parts_make_up_their_segment(requests, settings):
-    allocator = _Caching(settings, ())
+    allocator = Caching(settings, ())
     held = {}
     for request in requests:
         if isinstance(request, Free):

@@ -1,44 +1,21 @@
-"""What an allocator holds for a step: its requests replayed through models of CUDA's and of the CPU's.
+"""A model of CUDA's caching allocator: c10/cuda/CUDACachingAllocator.cpp as torch 2.11 to 2.13 have it,
+on one stream and without private pools (graphs).
 
-The tensors of a step are one number of bytes, what the allocator has reserved for them is another:
-sizes are rounded, blocks are cut from larger segments, and what is free may fit no request.
-
-`cuda` follows c10/cuda/CUDACachingAllocator.cpp as torch 2.11 to 2.13 have it, on one stream and
-without private pools (graphs). The functions there that each rule comes from are named beside it. Not
-in the source, because the driver decides it: where a new segment stands. That matters only between
-free blocks of one size, of which the lowest is taken; here each new segment stands above all before,
-or where `addresses` says.
-
-`cpu` follows glibc's malloc as `TightAllocator` sets it (dispatch/resident.py), below torch's
-c10/core/impl/alloc_cpu.cpp. Assumes that every byte of a block is touched. Huge pages then change
-nothing: the kernel maps one only where all of it lies in the block.
+The functions there that each rule comes from are named beside it. Not in the source, because the
+driver decides it: where a new segment stands. That matters only between free blocks of one size, of
+which the lowest is taken; here each new segment stands above all before, or where `addresses` says.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol, TypeAlias, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+from penstock.errors import UsageError
+from penstock.simulate.allocators.requests import Replay, Request, replay, up
 
-from penstock.errors import TraceError, UsageError
-from penstock.ir.trace import Trace
+__all__ = ["CudaSettings", "cuda"]
 
-__all__ = [
-    "CudaSettings",
-    "Free",
-    "Malloc",
-    "Replay",
-    "Request",
-    "Usage",
-    "allocations",
-    "cpu",
-    "cuda",
-]
-
-_T = TypeVar("_T")
 _MIB = 2**20
 # c10/core/AllocatorConfig.h
 _MIN_BLOCK = 512  # all sizes are rounded to a multiple of this
@@ -49,22 +26,6 @@ _ROUND_LARGE = 2 * _MIB  # ... rounded up to this
 # An expandable segment reserves address space for 9/8 of the device; here for more than any has, so
 # that there is one segment a pool.
 _ADDRESS_SPACE = 2**46
-
-
-@dataclass(frozen=True, slots=True)
-class Malloc:
-    """A request for `nbytes`, known as `block` until it is freed."""
-
-    block: int
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Free:
-    block: int
-
-
-Request: TypeAlias = Malloc | Free
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,79 +61,6 @@ class CudaSettings:
             raise UsageError(f"limit is {self.limit} bytes; it must be 0 or more")
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Bytes at one moment: asked for by tensors, given to them, held for them."""
-
-    live: int
-    allocated: int
-    reserved: int
-
-    @property
-    def fragmentation(self) -> int:
-        """Bytes that are held and serve nobody."""
-        return self.reserved - self.allocated
-
-
-@dataclass(frozen=True)
-class Replay:
-    """What an allocator held after each request."""
-
-    live: NDArray[np.int64]
-    allocated: NDArray[np.int64]
-    reserved: NDArray[np.int64]
-    segments: NDArray[np.int64]
-    failed: int | None = None  # the request that found no room, the last one that was replayed
-    retries: int = 0  # how often all cached segments were given back to meet a request
-
-    @property
-    def live_peak(self) -> int:
-        return int(self.live.max(initial=0))
-
-    @property
-    def allocated_peak(self) -> int:
-        return int(self.allocated.max(initial=0))
-
-    @property
-    def reserved_peak(self) -> int:
-        return int(self.reserved.max(initial=0))
-
-    @property
-    def at_peak(self) -> Usage:
-        """When most was reserved, for the first time.
-
-        Then a new segment was needed: what was free fitted no request, so it is fragmentation.
-        """
-        if not len(self.reserved):
-            return Usage(0, 0, 0)
-        at = int(self.reserved.argmax())
-        return Usage(int(self.live[at]), int(self.allocated[at]), int(self.reserved[at]))
-
-    @property
-    def segments_at_peak(self) -> int:
-        return int(self.segments[self.reserved.argmax()]) if len(self.reserved) else 0
-
-
-def allocations(trace: Trace) -> Iterator[Request]:
-    """The requests of a step in op order: what is alive before it, and then for each op its outputs,
-    its workspace, and what dies with it. Blocks are storage ids; op `i`'s workspace is block `-1-i`.
-    """
-    values = trace.values
-    for value in trace.initial:
-        yield Malloc(values[value].storage, values[value].nbytes)
-    for op, made, gone in zip(trace.ops, trace.fresh, trace.freed_after, strict=True):
-        for value in made:
-            yield Malloc(values[value].storage, values[value].nbytes)
-        if op.workspace:
-            yield Malloc(-1 - op.index, op.workspace)
-            yield Free(-1 - op.index)
-        for value in gone:
-            yield Free(values[value].storage)
-
-
-# -- CUDA -----------------------------------------------------------------------------------------
-
-
 def cuda(
     requests: Iterable[Request],
     settings: CudaSettings | None = None,
@@ -183,8 +71,8 @@ def cuda(
     `addresses` are those of the segments in the order in which they are reserved, as far as they are
     known. Raises `TraceError` if a block is freed that is not held, or asked for twice.
     """
-    allocator = _Caching(settings or CudaSettings(), addresses)
-    return _replay(requests, allocator)
+    allocator = Caching(settings or CudaSettings(), addresses)
+    return replay(requests, allocator)
 
 
 class _Block:
@@ -231,7 +119,7 @@ class _Pool:
             del self.unmapped[block.address]
 
 
-class _Caching:
+class Caching:
     """DeviceCachingAllocator, reduced to its decisions."""
 
     def __init__(self, settings: CudaSettings, addresses: Sequence[int]) -> None:
@@ -277,14 +165,14 @@ class _Caching:
         divisions = self.settings.roundup_power2_divisions
         if divisions > 1 and nbytes > _MIN_BLOCK * divisions:
             step = (1 << (nbytes.bit_length() - 1)) // divisions
-            return _up(nbytes, step)
-        return _up(nbytes, _MIN_BLOCK)
+            return up(nbytes, step)
+        return up(nbytes, _MIN_BLOCK)
 
     def _segment_size(self, size: int) -> int:
         """`get_allocation_size`."""
         if size <= _SMALL:
             return _SMALL_SEGMENT
-        return self.settings.large_segment if size < _MIN_LARGE else _up(size, _ROUND_LARGE)
+        return self.settings.large_segment if size < _MIN_LARGE else up(size, _ROUND_LARGE)
 
     def _splits(self, block: _Block, size: int) -> bool:
         """`should_split`."""
@@ -403,7 +291,7 @@ class _Caching:
             if room >= size:
                 return block
         # Pages are told apart by address, so a segment begins at a multiple of its page.
-        start = _up(self._next_address, pool.page)
+        start = up(self._next_address, pool.page)
         nbytes = _ADDRESS_SPACE // pool.page * pool.page
         self._next_address = start + nbytes
         block = _Block(start, nbytes, pool, is_mapped=False)
@@ -414,7 +302,7 @@ class _Caching:
     def _map(self, block: _Block, size: int) -> None:
         """`map_block`: memory for the first `size` bytes of an unmapped block, in whole pages."""
         pool = block.pool
-        mapped = _up(size, pool.page)
+        mapped = up(size, pool.page)
         pool.remove(block)
         block.is_mapped = True
         if mapped < block.size:
@@ -429,7 +317,7 @@ class _Caching:
     def _unmap(self, block: _Block) -> None:
         """`unmap_block`: gives back the pages that lie wholly in a free block."""
         pool = block.pool
-        start = _up(block.address, pool.page)
+        start = up(block.address, pool.page)
         stop = (block.address + block.size) // pool.page * pool.page
         if start >= stop:
             return
@@ -463,124 +351,3 @@ def _link(before: _Block | None, block: _Block, after: _Block | None) -> None:
         before.after = block
     if after is not None:
         after.before = block
-
-
-# -- CPU ------------------------------------------------------------------------------------------
-
-_PAGE = 4096
-_LINE = 64  # torch's gAlignment
-_HEADER = 8  # glibc keeps a chunk's size before it
-_SMALLEST = 32  # glibc's MINSIZE
-
-
-def cpu(
-    requests: Iterable[Request], *, mapped_from: int = 64 * 1024, huge_pages: bool = True
-) -> Replay:
-    """Replay `requests` through glibc's malloc: what is reserved is what is resident.
-
-    A chunk of `mapped_from` bytes or more is a mapping of its own, given back when it is freed.
-    Smaller ones share a heap, which is taken to reuse its holes perfectly and to give nothing back;
-    `segments` counts the mappings. `huge_pages` is torch's THP_MEM_ALLOC_ENABLE, which `import
-    penstock` sets; it aligns blocks of 2 MiB or more to pages.
-    """
-    return _replay(requests, _Glibc(mapped_from, 2 * _MIB if huge_pages else 2**62))
-
-
-class _Glibc:
-    """A chunk is its bytes: negative in the heap, where the sign tells the two apart."""
-
-    retries = 0
-
-    def __init__(self, mapped_from: int, huge_from: int) -> None:
-        self._mapped_from = mapped_from
-        self._huge_from = huge_from
-        self._mapped = self._heap = self._heap_peak = 0
-        self.segments = 0
-
-    @property
-    def reserved(self) -> int:
-        return self._mapped + _up(self._heap_peak, _PAGE)
-
-    def malloc(self, nbytes: int) -> int:
-        # `_int_memalign` asks for enough to find an aligned place in it.
-        alignment = _PAGE if nbytes >= self._huge_from else _LINE
-        chunk = _up(_up(nbytes + _HEADER, 16) + alignment + _SMALLEST + _HEADER, 16)
-        if chunk < self._mapped_from:
-            footprint = _up(nbytes + _HEADER, _LINE)  # chunk after chunk, each on a line
-            self._heap += footprint
-            self._heap_peak = max(self._heap_peak, self._heap)
-            return -footprint
-        # The header stands before the first aligned place; what is behind the block stays untouched.
-        resident = _up(alignment + nbytes, _PAGE)
-        self._mapped += resident
-        self.segments += 1
-        return resident
-
-    def free(self, chunk: int) -> None:
-        if chunk < 0:
-            self._heap += chunk
-        else:
-            self._mapped -= chunk
-            self.segments -= 1
-
-    def size_of(self, chunk: int) -> int:
-        return abs(chunk)
-
-
-# -- both -----------------------------------------------------------------------------------------
-
-
-class _Allocator(Protocol[_T]):
-    @property
-    def reserved(self) -> int: ...
-    @property
-    def segments(self) -> int: ...
-    @property
-    def retries(self) -> int: ...
-    def malloc(self, nbytes: int) -> _T | None: ...
-    def free(self, block: _T) -> None: ...
-    def size_of(self, block: _T) -> int: ...
-
-
-def _replay(requests: Iterable[Request], allocator: _Allocator[_T]) -> Replay:
-    held: dict[int, tuple[int, _T | None]] = {}  # bytes asked for, and the block given (none for 0)
-    live = allocated = 0
-    history: list[tuple[int, int, int, int]] = []
-    failed = None
-    for position, request in enumerate(requests):
-        match request:
-            case Malloc(block=name, nbytes=nbytes):
-                if name in held or nbytes < 0:
-                    what = "is asked for twice" if name in held else f"has {nbytes} bytes"
-                    raise TraceError(f"request {position}: block {name} {what}")
-                given = allocator.malloc(nbytes) if nbytes else None
-                if nbytes and given is None:
-                    failed = position
-                else:
-                    held[name] = nbytes, given
-                    live += nbytes
-                    allocated += 0 if given is None else allocator.size_of(given)
-            case Free(block=name):
-                if name not in held:
-                    raise TraceError(f"request {position} frees block {name}, which is not held")
-                nbytes, given = held.pop(name)
-                live -= nbytes
-                if given is not None:
-                    allocated -= allocator.size_of(given)
-                    allocator.free(given)
-        history.append((live, allocated, allocator.reserved, allocator.segments))
-        if failed is not None:
-            break
-    columns = np.array(history, np.int64).reshape(-1, 4)
-    return Replay(
-        live=columns[:, 0],
-        allocated=columns[:, 1],
-        reserved=columns[:, 2],
-        segments=columns[:, 3],
-        failed=failed,
-        retries=allocator.retries,
-    )
-
-
-def _up(number: int, step: int) -> int:
-    return -(-number // step) * step
