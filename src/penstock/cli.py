@@ -297,8 +297,11 @@ def explain(
     policy: PolicyOption = "auto",
     machine: MachineOption = None,
     search: Annotated[
-        bool, typer.Option(help="Also look for the least budget that costs no time.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            help="Also look for the least budget that costs no time; default: for up to 3,000 ops."
+        ),
+    ] = None,
 ) -> None:
     """Say in words where the memory goes, what was decided and why, and what to change."""
     from penstock.ir.store import load_plan
@@ -315,7 +318,7 @@ def explain(
             found = outcome(problem, load_plan(plan))
         else:
             found = _solve(problem, policy)
-            if search:
+            if search or (search is None and len(problem.trace.ops) <= 3_000):
                 calm = calm_budget(problem, found, lambda other: _solve(other, policy))
         paragraphs = explained(problem, found, calm)
     for paragraph in paragraphs:
