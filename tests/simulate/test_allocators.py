@@ -446,6 +446,36 @@ def test_live_bytes_of_the_requests_peak_where_the_trace_does(trace):
     assert cpu(allocations(trace)).live_peak == trace.peak
 
 
+def test_what_outlives_a_step_stands_in_the_next_for_what_died_there():
+    # g is the gradient of the step before, n the new one; the loss l is held until the step ends.
+    trace = parse("""
+        f a  x:I1M w:P2M g:G2M -> h:A4M! l:A1K  1ms
+        b a' h w               -> n:G2M         1ms
+        keep n l
+    """)
+    h, l, n = (trace.values[i].storage for i in (3, 4, 5))
+    g = trace.values[2].storage
+    first, both = list(allocations(trace)), list(allocations(trace, steps=2))
+    assert both[: len(first)] == first
+    later = 6  # blocks of the second step: ids of its storages and the number of values
+    assert both[len(first) :] == [
+        Free(l),
+        *(Malloc(later + h, 4 * MIB), Malloc(later + l, KIB)),
+        Free(n),  # is what g was in the first step
+        *(Malloc(later + n, 2 * MIB), Free(later + h)),
+    ]
+    assert Free(g) in first
+
+
+@given(traces(), st.integers(1, 3))
+def test_every_step_asks_for_as_much_as_the_first(trace, steps):
+    one = cuda(allocations(trace))
+    several = cuda(allocations(trace, steps=steps))
+    assert several.live_peak == one.live_peak == trace.peak
+    assert several.live[-1] == one.live[-1]
+    assert several.reserved_peak >= one.reserved_peak
+
+
 # -- CPU ---------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.errors import TraceError
-from penstock.ir.trace import Trace
+from penstock.ir.trace import StorageId, Trace
 
 __all__ = [
     "Allocator",
@@ -94,21 +94,49 @@ class Replay:
         return int(self.segments[self.reserved.argmax()]) if len(self.reserved) else 0
 
 
-def allocations(trace: Trace) -> Iterator[Request]:
+def allocations(trace: Trace, *, steps: int = 1) -> Iterator[Request]:
     """The requests of a step in op order: what is alive before it, and then for each op its outputs,
-    its workspace, and what dies with it. Blocks are storage ids; op `i`'s workspace is block `-1-i`.
+    its workspace, and what dies with it. In the first step, blocks are storage ids, and op `i`'s
+    workspace is block `-1-i`.
+
+    With `steps`, the same step again and again: what outlives a step (a new gradient) is there when
+    the next begins, in the place of a storage of its size that died (the gradient before).
     """
     values = trace.values
-    for value in trace.initial:
-        yield Malloc(values[value].storage, values[value].nbytes)
-    for op, made, gone in zip(trace.ops, trace.fresh, trace.freed_after, strict=True):
-        for value in made:
-            yield Malloc(values[value].storage, values[value].nbytes)
-        if op.workspace:
-            yield Malloc(-1 - op.index, op.workspace)
-            yield Free(-1 - op.index)
-        for value in gone:
-            yield Free(values[value].storage)
+    outlives = {value.storage for value in values if value.freed is None}
+    initial = [values[value].storage for value in trace.initial]
+    size = {value.storage: value.nbytes for value in values}
+    born = [s for s in dict.fromkeys(v.storage for v in values) if s not in set(initial)]
+    heirs: dict[int, list[StorageId]] = {}
+    for storage in born:
+        if storage in outlives:
+            heirs.setdefault(size[storage], []).append(storage)
+    heir = {
+        storage: storage if storage in outlives else heirs[size[storage]].pop(0)
+        for storage in initial
+        if storage in outlives or heirs.get(size[storage])
+    }
+    orphans = [storage for left in heirs.values() for storage in left]  # nobody's place: dropped
+
+    block: dict[StorageId, int] = {}
+    for step in range(steps):
+        offset = step * len(values)
+        block = {storage: block[one] for storage, one in heir.items() if one in block}
+        for storage in initial:
+            if storage not in block:
+                block[storage] = offset + storage
+                yield Malloc(block[storage], size[storage])
+        for op, made, gone in zip(trace.ops, trace.fresh, trace.freed_after, strict=True):
+            for value in made:
+                block[values[value].storage] = offset + values[value].storage
+                yield Malloc(block[values[value].storage], values[value].nbytes)
+            if op.workspace:
+                yield Malloc(-1 - op.index, op.workspace)
+                yield Free(-1 - op.index)
+            for value in gone:
+                yield Free(block.pop(values[value].storage))
+        if step < steps - 1:
+            yield from (Free(block.pop(storage)) for storage in orphans)
 
 
 class Allocator(Protocol[_T]):
@@ -164,5 +192,5 @@ def replay(requests: Iterable[Request], allocator: Allocator[_T]) -> Replay:
 
 
 def up(number: int, step: int) -> int:
-    """The next multiple of `step`."""
+    """The least multiple of `step` that is not below `number`."""
     return -(-number // step) * step
