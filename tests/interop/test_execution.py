@@ -210,6 +210,36 @@ def test_seconds_on_a_device_are_those_of_the_kernels():
     assert any("kernels" in note for note in found.notes)
 
 
+def test_times_that_chakra_has_linked_in_are_used():
+    calls = [{**one, "ts": 10 * one["id"], "inclusive_dur": 9} for one in STEP["nodes"]]
+    # The linker copies the call for each piece of work of the device, and hangs it below.
+    launched = [
+        {
+            **calls[1],
+            "id": 6,
+            "parent": 2,
+            "name": "relu_kernel",
+            "cat": "kernel",
+            "inclusive_dur": 250,
+        },
+        {
+            **calls[2],
+            "id": 7,
+            "parent": 3,
+            "name": "relu_kernel",
+            "cat": "kernel",
+            "inclusive_dur": 500,
+        },
+    ]
+    plain = read_execution({**STEP, "nodes": calls})
+    assert [op.seconds for op in plain.trace.ops] == pytest.approx([9e-6] * 4)
+    assert [op.host_seconds for op in plain.trace.ops] == pytest.approx([0, 1e-6, 1e-6, 1e-6])
+    found = read_execution({**STEP, "nodes": [*calls, *launched]})
+    assert [op.seconds for op in found.trace.ops] == pytest.approx([250e-6, 500e-6, 0, 0])
+    assert [op.name for op in found.trace.ops] == [op.name for op in plain.trace.ops]
+    assert not any("no times" in note for note in found.notes)
+
+
 def test_files_that_are_something_else_are_refused(tmp_path):
     path = tmp_path / "file"
     for content, reason in [

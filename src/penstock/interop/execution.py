@@ -4,6 +4,9 @@ An execution trace is a tree of calls: modules of Python that were annotated, co
 ops call in turn. Taken are the calls that a dispatch mode would see: the outermost ones that are not
 composite. A tensor is written `[tensor id, storage id, offset, elements, bytes of one, device]`; a
 storage's id is used again when the storage is dead.
+
+MLCommons' Chakra links such a file with the profiler's Chrome trace: calls then have times of their own,
+and the work of the device hangs below them as nodes with a category. Both forms are read.
 """
 
 import re
@@ -57,11 +60,11 @@ def read_execution(body: Json, kineto: Json | None = None) -> Imported:
     if not step.ops:
         raise TraceError("an execution trace without a single op on tensors: was a step run in it?")
     notes = list(_ASSUMED)
-    times = _Times(kineto, nodes) if kineto is not None else None
+    times = _own_times(nodes) if kineto is None else _profiled_times(kineto, nodes)
     if times is None:
         notes.append("no times: give the profiler's Chrome trace of the same run as well")
     elif missed := sum(not times.knows(added.node) for added in step.ops):
-        notes.append(f"{missed} of {len(step.ops)} ops have no times in the Chrome trace")
+        notes.append(f"{missed} of {len(step.ops)} ops have no times")
     if times is not None and times.kernels:
         notes.append("seconds are those of kernels; time between them on the host is left out")
     return Imported(step.trace(device, schema, times), tuple(notes))
@@ -86,6 +89,9 @@ class _Node:
     schema: str
     rf_id: int
     scope: int
+    category: str  # what the device did; empty: a call
+    start: float  # seconds
+    seconds: float | None  # None: the file does not say
     arguments: tuple[Any, ...]
     inputs: tuple[tuple[_Tensor, ...], ...]  # by argument
     outputs: tuple[_Tensor, ...]
@@ -110,6 +116,9 @@ def _node(raw: Json) -> _Node:
         str(facts.get("op_schema", "")),
         int(facts.get("rf_id", -1)),
         int(facts.get("scope", 0)),
+        str(raw.get("cat") or ""),
+        float(raw.get("ts") or 0) / 1e6,
+        None if raw.get("inclusive_dur") is None else float(raw["inclusive_dur"]) / 1e6,
         tuple(arguments),
         inputs,
         tuple(tensor for one in outputs for tensor in one),
@@ -161,10 +170,7 @@ class _Call:
 
 
 def _calls(nodes: Mapping[int, _Node]) -> Iterator[_Call]:
-    children: dict[int, list[_Node]] = {}
-    for node in nodes.values():
-        if node.parent != node.id:
-            children.setdefault(node.parent, []).append(node)
+    children = _children(nodes)
     roots = (n for n in nodes.values() if n.parent == n.id or n.parent not in nodes)
     pending = [(node, Phase.FORWARD) for node in roots]
     while pending:
@@ -173,11 +179,19 @@ def _calls(nodes: Mapping[int, _Node]) -> Iterator[_Call]:
             phase = Phase.BACKWARD
         elif node.name.startswith(_OPTIMIZER):
             phase = Phase.OPTIMIZER
-        below = children.get(node.id, [])
+        below = [child for child in children.get(node.id, ()) if not child.category]
         if not node.schema or (_is_composite(node) and below):
             pending.extend((child, phase) for child in below)
         else:
             yield _Call(node, phase, _overload(node))
+
+
+def _children(nodes: Mapping[int, _Node]) -> dict[int, list[_Node]]:
+    found: dict[int, list[_Node]] = {}
+    for node in nodes.values():
+        if node.parent != node.id:
+            found.setdefault(node.parent, []).append(node)
+    return found
 
 
 def _is_composite(node: _Node) -> bool:
@@ -415,31 +429,16 @@ def _freed(version: _Version) -> OpIndex | None:
 _ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
+@dataclass(frozen=True, slots=True)
 class _Times:
-    """When calls ran, from the profiler's Chrome trace, whose record function ids the file shares."""
+    """When calls ran, and what the device did for them, by node."""
 
-    def __init__(self, kineto: Json, nodes: Mapping[int, _Node]) -> None:
-        events = kineto["traceEvents"]
-        self._calls: dict[int, tuple[float, float]] = {}  # rf_id -> start, seconds
-        correlated: dict[int, int] = {}  # external id -> rf_id
-        self.kernels: dict[int, float] = {}  # rf_id -> seconds on the device
-        for event in events:
-            facts = event.get("args", {})
-            if event.get("cat") == "cpu_op" and "dur" in event:
-                rf_id = int(facts.get("Record function id", facts.get("External id", -1)))
-                self._calls[rf_id] = float(event["ts"]) / 1e6, float(event["dur"]) / 1e6
-                correlated[int(facts.get("External id", -1))] = rf_id
-        for event in events:
-            if event.get("cat") in _ON_DEVICE:
-                rf_id = correlated.get(int(event.get("args", {}).get("External id", -1)), -1)
-                self.kernels[rf_id] = self.kernels.get(rf_id, 0.0) + float(event["dur"]) / 1e6
-        self._below: dict[int, list[_Node]] = {}
-        for node in nodes.values():
-            if node.parent != node.id:
-                self._below.setdefault(node.parent, []).append(node)
+    calls: dict[int, tuple[float, float]]  # start, seconds
+    kernels: dict[int, float]  # seconds on the device, of what the call itself launched
+    below: dict[int, list[_Node]]
 
     def knows(self, node: _Node) -> bool:
-        return node.rf_id in self._calls
+        return node.id in self.calls
 
     def of(self, node: _Node, left: float | None) -> tuple[float, float, float | None]:
         """Seconds of the host before the call and of the call, and when it was left."""
@@ -447,7 +446,7 @@ class _Times:
             return 0.0, 0.0, left
         if self.kernels:
             return 0.0, self._on_device(node), None
-        start, seconds = self._calls[node.rf_id]
+        start, seconds = self.calls[node.id]
         return (0.0 if left is None else max(0.0, start - left)), seconds, start + seconds
 
     def _on_device(self, node: _Node) -> float:
@@ -455,6 +454,37 @@ class _Times:
         pending, seconds = [node], 0.0
         while pending:
             one = pending.pop()
-            seconds += self.kernels.get(one.rf_id, 0.0)
-            pending.extend(self._below.get(one.id, ()))
+            seconds += self.kernels.get(one.id, 0.0)
+            pending.extend(self.below.get(one.id, ()))
         return seconds
+
+
+def _own_times(nodes: Mapping[int, _Node]) -> _Times | None:
+    """The times that Chakra's linker put into the file; None if it did not."""
+    calls = {n.id: (n.start, n.seconds) for n in nodes.values() if n.seconds and not n.category}
+    kernels: dict[int, float] = {}
+    for node in nodes.values():
+        if node.category in _ON_DEVICE and node.seconds is not None:
+            kernels[node.parent] = kernels.get(node.parent, 0.0) + node.seconds
+    return _Times(calls, kernels, _children(nodes)) if calls else None
+
+
+def _profiled_times(kineto: Json, nodes: Mapping[int, _Node]) -> _Times:
+    """Times from the profiler's Chrome trace, whose record function ids the file shares."""
+    by_rf_id = {node.rf_id: node.id for node in nodes.values() if node.rf_id >= 0}
+    calls: dict[int, tuple[float, float]] = {}
+    launched: dict[int, int] = {}  # external id -> node
+    kernels: dict[int, float] = {}
+    for event in kineto["traceEvents"]:
+        facts = event.get("args", {})
+        if event.get("cat") == "cpu_op" and "dur" in event:
+            rf_id = int(facts.get("Record function id", facts.get("External id", -1)))
+            if (node := by_rf_id.get(rf_id)) is not None:
+                calls[node] = float(event["ts"]) / 1e6, float(event["dur"]) / 1e6
+                launched[int(facts.get("External id", -1))] = node
+    for event in kineto["traceEvents"]:
+        if event.get("cat") in _ON_DEVICE:
+            node = launched.get(int(event.get("args", {}).get("External id", -1)))
+            if node is not None:
+                kernels[node] = kernels.get(node, 0.0) + float(event["dur"]) / 1e6
+    return _Times(calls, kernels, _children(nodes))

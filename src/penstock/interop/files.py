@@ -58,7 +58,7 @@ def _unknown(body: Json) -> str:
         return f"a Penstock {body['penstock']} already; it needs no import"
     return (
         "neither a CUDA memory snapshot (a pickle) nor an execution trace (JSON with schema and "
-        "nodes). Chakra's binary form is not read: convert it to JSON"
+        "nodes). Chakra's binary form is not read: give what chakra_trace_link writes"
     )
 
 
