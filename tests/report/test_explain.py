@@ -155,6 +155,11 @@ def test_the_calm_budget_is_near_the_least_that_costs_nothing():
     assert calm_budget(wide, solve(wide), solve) < step.peak
 
 
+def test_an_empty_step_can_be_explained(machine):
+    text = explained(parse(""), Plan(), machine, budget=MIB)
+    assert "The step holds nothing." in text and "0 s a step" in text
+
+
 @pytest.mark.parametrize("name", policies.names())
 def test_every_policy_can_be_explained(name, machine):
     problem = Problem(STEP, machine, int(0.8 * STEP.peak))

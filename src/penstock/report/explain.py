@@ -127,6 +127,8 @@ def module_of(trace: Trace, value: ValueId) -> str:
 
 def reasons(problem: Problem, found: Outcome) -> tuple[Reason, ...]:
     """The decisions of a plan with what speaks for them, the largest values first."""
+    if not found.plan.decisions:
+        return ()
     trace, tiers = problem.trace, problem.machine.tiers
     idle = _idle_seconds(found.timeline)
     late, residency = late_gaps(found), Residency(trace, found.plan)
