@@ -123,6 +123,12 @@ def test_a_capacity_that_nothing_can_meet_is_known_to_be_one():
     assert packing.floor == 12
 
 
+def test_without_time_the_greedy_packing_stands_and_is_not_called_proved():
+    packing = exact(HARD, seconds=0)
+    assert packing == assign(HARD)
+    assert not packing.proved
+
+
 def test_what_is_alive_in_a_step_becomes_buffers():
     trace = parse("""
         f a  x:I1M -> h:A8M!  1ms +2M

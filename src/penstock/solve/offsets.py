@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.errors import NeedError, UsageError
+from penstock.errors import InternalError, NeedError, UsageError
 from penstock.ir.trace import Trace
 
 __all__ = ["Buffer", "Packing", "assign", "best_fit", "buffers", "check", "exact"]
@@ -174,8 +174,10 @@ def exact(
             if capacity is None:
                 floor = max(floor, math.ceil(solver.best_objective_bound - 1e-6) * unit)
             return Packing(offsets, _height(wanted, offsets), floor)
-        case _:
+        case cp_model.UNKNOWN:
             return start  # nothing was found in time
+        case other:
+            raise InternalError(f"CP-SAT refuses the model of {len(wanted)} buffers: {other}")
 
 
 def check(wanted: Sequence[Buffer], offsets: Sequence[int], *, alignment: int = 1) -> list[str]:
