@@ -32,7 +32,7 @@ def read(path: Path, times: Path | None = None) -> Imported:
         return read_execution(body, kineto)
     except TraceError as error:
         raise TraceError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
         what = f"no field {error}" if isinstance(error, KeyError) else str(error)
         raise TraceError(
             f"{path} is damaged, or written by a tool we do not know: {what}"
@@ -85,7 +85,7 @@ def _content(path: Path) -> bytes:
 def _json(content: bytes) -> Json:
     try:
         body = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise TraceError("neither JSON nor a pickle, or damaged") from None
     if not isinstance(body, dict):
         raise TraceError(f"it holds a JSON {type(body).__name__}, not an object")
