@@ -11,6 +11,7 @@ import numpy as np
 
 from penstock.ir.timeline import COMPUTE, Timeline
 from penstock.ir.trace import Trace, ValueId
+from penstock.report.stalls import stalls
 
 __all__ = ["chrome_trace"]
 
@@ -85,24 +86,17 @@ def _spans(process: int, trace: Trace, timeline: Timeline) -> Iterator[Event]:
 
 
 def _stalls(process: int, trace: Trace, timeline: Timeline) -> Iterator[Event]:
-    """Where the compute lane stood still for longer than the host needs between two ops."""
-    free = 0.0
-    for span in timeline.spans:
-        if span.lane != COMPUTE:
-            continue
-        host = 0.0 if span.again else trace.ops[span.ref].host_seconds
-        if (waited := span.start - free - host) > 1e-9:
-            yield {
-                "ph": "X",
-                "pid": process,
-                "tid": len(timeline.lanes),
-                "ts": free * 1e6,
-                "dur": waited * 1e6,
-                "name": "stall",
-                "cat": "stall",
-                "args": {"before": trace.describe_op(trace.ops[span.ref].index)},
-            }
-        free = span.end
+    for stall in stalls(trace, timeline):
+        yield {
+            "ph": "X",
+            "pid": process,
+            "tid": len(timeline.lanes),
+            "ts": stall.start * 1e6,
+            "dur": (stall.end - stall.start) * 1e6,
+            "name": "stall",
+            "cat": "stall",
+            "args": {"before": trace.describe_op(stall.before)},
+        }
 
 
 def _curve(process: int, timeline: Timeline) -> Iterator[Event]:

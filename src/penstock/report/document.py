@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from penstock.ir.timeline import COMPUTE, Timeline
 from penstock.ir.trace import Trace
+from penstock.report.stalls import stalls
 from penstock.session import Session
 
 __all__ = ["Json", "document", "run", "runs_of"]
@@ -102,19 +103,16 @@ def _lanes(trace: Trace, timeline: Timeline) -> dict[str, list[list[Any]]]:
     lanes: dict[str, list[list[Any]]] = {COMPUTE: [], "recompute": [], "stall": []}
     lanes.update({lane: [] for lane in timeline.lanes if lane != COMPUTE})
     finest = timeline.seconds / _POINTS
-    free = 0.0
     for span in sorted(timeline.spans, key=lambda span: span.start):
         if span.lane != COMPUTE:
-            what = trace.describe(trace.values[span.ref].id)
-            _append(lanes[span.lane], span.start, span.end, what, finest)
-            continue
-        op = trace.ops[span.ref]
-        what = trace.describe_op(op.index)
-        if (waited := span.start - free - op.host_seconds) > finest / 4:
-            _append(lanes["stall"], span.start - waited, span.start, f"before {what}", finest)
-        lane = lanes["recompute" if span.again else COMPUTE]
-        _append(lane, span.start, span.end, what, finest)
-        free = span.end
+            what, lane = trace.describe(trace.values[span.ref].id), span.lane
+        else:
+            what = trace.describe_op(trace.ops[span.ref].index)
+            lane = "recompute" if span.again else COMPUTE
+        _append(lanes[lane], span.start, span.end, what, finest)
+    for stall in stalls(trace, timeline, at_least=finest / 4):
+        what = f"before {trace.describe_op(stall.before)}"
+        _append(lanes["stall"], stall.start, stall.end, what, finest)
     return {lane: rows for lane, rows in lanes.items() if rows}
 
 
