@@ -6,7 +6,8 @@ the device. So compiled code is told that the tensor is on the CPU, Python code 
 and the few choices that compiled code makes by device are made here.
 
 **Inferred.** Attention: flash without a mask in half precision, else memory-efficient, else plain, as
-`select_sdp_backend` of torch 2.13 does. cuDNN's attention and batch norm are not chosen.
+`select_sdp_backend` of torch 2.13 does. cuDNN's attention, batch norm and LSTM are not chosen: the
+LSTM is that of the CPU.
 
 **Rejected.** A device guard put into torch's registry: the autograd engine then asks for more.
 """
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F  # noqa: N812  (its name everywhere)
+
+from penstock.errors import TraceError
 
 __all__ = ["as_if_present", "is_absent", "replaced"]
 
@@ -56,11 +59,18 @@ def as_if_present() -> Iterator[None]:
             stack.enter_context(replaced(FakeTensor, name, method))
         stack.enter_context(replaced(vars(F)["_VF"], "dropout", _dropout))
         stack.enter_context(replaced(F, "scaled_dot_product_attention", _attention))
-        # Autocast for a GPU switches itself off where there is none.
+        # Compiled code would have to know that a tensor is on a GPU, to cast it.
         common = torch.cuda.amp.common
-        stack.enter_context(replaced(common, "amp_definitely_not_available", lambda: False))
-        stack.enter_context(replaced(torch.cuda, "is_bf16_supported", lambda *_, **__: True))
+        stack.enter_context(replaced(common, "amp_definitely_not_available", _refuse_autocast))
+        stack.enter_context(replaced(torch.backends.cudnn, "is_acceptable", lambda _: False))
         yield
+
+
+def _refuse_autocast() -> bool:
+    raise TraceError(
+        "autocast for cuda cannot be recorded where there is no GPU; "
+        "train in that dtype (dtype=bf16), or record it on a machine with one"
+    )
 
 
 def _never(*_args: Any, **_kwargs: Any) -> Any:
@@ -138,9 +148,6 @@ def _attention(
         return _plain_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    if torch.is_autocast_enabled("cuda") and query.is_floating_point():
-        dtype = torch.get_autocast_dtype("cuda")
-        query, key, value = (one.to(dtype) for one in (query, key, value))
     width = query.shape[-1]
     is_grouped = query.dim() == 4 and query.shape[1] != key.shape[1]
     is_dense = query.dim() == 4 and value.shape[-1] == width

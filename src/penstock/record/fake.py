@@ -70,7 +70,7 @@ def record_fake(make: Callable[[], Step], device: str = "cpu", label: str = "") 
 
     def ended() -> Trace:
         trace = recorder.end(label).trace
-        if not trace.ops:
+        if not trace.values:
             raise TraceError(
                 f"{label or 'the step'}: nothing ran on {place.type}. "
                 "Make the model and its inputs on torch's default device"

@@ -1,0 +1,137 @@
+"""Fake tensors of a GPU take its paths, also where there is none.
+
+Expected choices are those of `select_sdp_backend` in torch's aten/src/ATen/native/transformers/cuda.
+"""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from penstock.errors import TraceError
+from penstock.ir.trace import Kind, Trace
+from penstock.record.fake import record_fake
+
+
+def on_gpu(forward, *shapes, dtype=torch.float32) -> Trace:
+    """The trace of one function's forward and backward."""
+
+    def make():
+        inputs = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+        def step(_number: int) -> None:
+            forward(*inputs).sum().backward()
+            for one in inputs:
+                one.grad = None
+
+        return step
+
+    return record_fake(make, "cuda")
+
+
+def names(trace: Trace) -> list[str]:
+    return [op.name.removeprefix("aten.") for op in trace.ops]
+
+
+def attention(**options):
+    return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, **options)
+
+
+FLASH = "_scaled_dot_product_flash_attention"
+EFFICIENT = "_scaled_dot_product_efficient_attention"
+SHAPE = (2, 4, 32, 16)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "shapes", "options"),
+    [
+        (FLASH, torch.bfloat16, [SHAPE] * 3, {"is_causal": True}),
+        (FLASH, torch.float16, [(2, 4, 32, 20)] * 3, {}),  # padded to heads of 24
+        (FLASH, torch.bfloat16, [SHAPE, (2, 2, 32, 16), (2, 2, 32, 16)], {"enable_gqa": True}),
+        (EFFICIENT, torch.float32, [SHAPE] * 3, {"is_causal": True}),
+        (EFFICIENT, torch.bfloat16, [(2, 4, 32, 512)] * 3, {}),  # too wide for flash
+    ],
+)
+def test_attention_is_that_of_a_gpu(kernel, dtype, shapes, options) -> None:
+    ran = names(on_gpu(attention(**options), *shapes, dtype=dtype))
+    assert kernel in ran and f"{kernel}_backward" in ran
+
+
+def test_attention_with_a_mask_is_memory_efficient() -> None:
+    def masked(q, k, v):
+        mask = torch.ones(32, 32, dtype=torch.bool, device=q.device).tril()
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    ran = names(on_gpu(masked, SHAPE, SHAPE, SHAPE, dtype=torch.bfloat16))
+    assert EFFICIENT in ran and FLASH not in ran
+
+
+def test_attention_that_no_kernel_can_do_is_plain() -> None:
+    grouped = [SHAPE, (2, 2, 32, 16), (2, 2, 32, 16)]
+    ran = names(on_gpu(attention(enable_gqa=True, is_causal=True), *grouped))
+    assert "bmm" in ran and not {FLASH, EFFICIENT} & set(ran)
+
+
+def test_the_mask_of_dropout_is_one_byte_an_element() -> None:
+    trace = on_gpu(lambda x: F.dropout(x, 0.1), (64, 64))
+    assert "native_dropout" in names(trace)
+    assert 64 * 64 in {value.nbytes for value in trace.values if value.saved}
+
+
+def test_activations_have_kernels_of_their_own_in_backward() -> None:
+    assert "silu_backward" in names(on_gpu(F.silu, (8, 8)))
+    assert "mish_backward" in names(on_gpu(F.mish, (8, 8)))
+
+
+def test_autocast_is_refused_rather_than_ignored() -> None:
+    def step(x):
+        with torch.autocast("cuda", torch.float16):
+            return x @ x
+
+    with pytest.raises(TraceError, match="autocast for cuda cannot be recorded"):
+        on_gpu(step, (8, 8))
+
+
+def test_tensors_move_between_devices_as_python_sees_them() -> None:
+    seen = []
+
+    def moved(x):
+        assert x.is_cuda and not x.is_cpu
+        outside = torch.randn(4)
+        back = x.cpu()
+        seen.extend([x.to("cuda"), outside.cuda(), back.to(x), x.half(), outside.type_as(x)])
+        seen.append(back)
+        return x * 2
+
+    on_gpu(moved, (4,))
+    devices = [one.device.type for one in seen[:6]]
+    assert devices == ["cuda", "cuda", "cuda", "cuda", "cuda", "cpu"]
+
+
+def test_batch_norm_updates_its_statistics() -> None:
+    norm = []
+
+    def make():
+        norm[:] = [nn.BatchNorm2d(64)]
+        x = torch.randn(2, 64, 8, 8)
+        return lambda _: norm[0](x).sum().backward()
+
+    trace = record_fake(make, "cuda")
+    assert {v.kind for v in trace.values} >= {Kind.PARAMETER, Kind.BUFFER, Kind.ACTIVATION}
+
+
+def test_torch_is_left_as_it_was() -> None:
+    was = (F.scaled_dot_product_attention, F._VF.dropout, torch.cuda.is_bf16_supported)
+    on_gpu(lambda x: x * 2, (4,))
+    assert (F.scaled_dot_product_attention, F._VF.dropout, torch.cuda.is_bf16_supported) == was
+    fake = torch._subclasses.fake_tensor.FakeTensor
+    assert not {"to", "cpu", "cuda", "is_cuda", "copy_"} & set(vars(fake))
+
+
+def test_a_step_on_another_device_is_refused() -> None:
+    def make():
+        model = nn.Linear(3, 3, device="cpu")
+        return lambda _: model(torch.ones(4, 3, device="cpu")).sum()
+
+    with pytest.raises(TraceError, match="nothing ran on cuda"):
+        record_fake(make, "cuda")
