@@ -179,19 +179,21 @@ def test_a_report_is_told_with_how_far_the_prediction_was_off():
         "curve": {},
         "lanes": {},
     }
-    step = {"peak": 90 * MIB, "events": ["fallback: 3 reads"]}
+    step = {"mode": "planned", "peak": 90 * MIB, "events": ["fallback: 3 reads"]}
+    first = {"mode": "recorded", "peak": 200 * MIB, "events": []}
     body = {
         "budget": 100 * MIB,
         "policy": "auto",
         "machine": {"device": {"name": "a CPU"}},
         "least_budget": 50 * MIB,
         "without_budget": {"peak": 200 * MIB, "seconds": 1.9},
-        "steps": [step, step],
+        "steps": [first, step, step],
         "predicted": run,
         "measured": {**run, "peak": 80 * MIB, "seconds": 2.5},
     }
     text = "\n".join(map(str, explain_report(json.loads(json.dumps(body)))))
-    assert "2 steps, at most 90 MiB (90.0% of the budget)" in text
+    assert "3 steps, 2 of them planned" in text
+    assert "planned steps took at most 90 MiB (90.0% of the budget)" in text
     assert "fallback: 3 reads (2 times)" in text
     assert "optimizer state 60 MiB (60%), activation 40 MiB (40%)" in text
     assert "waiting for values that are on their way in: 500 ms (25%)" in text

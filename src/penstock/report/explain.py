@@ -462,9 +462,12 @@ def _run_facts(body: Json) -> Iterator[str]:
     if without is not None:
         yield f"without a budget: {mib(without['peak'])}, {_s(without['seconds'])} a step"
         yield f"no plan does with less than {mib(body['least_budget'])}"
-    if steps:
-        most = max(step["peak"] for step in steps)
-        yield f"{len(steps)} steps, at most {mib(most)} ({most / body['budget']:.1%} of the budget)"
+    planned = [step for step in steps if step["mode"] == "planned"]
+    yield f"{len(steps)} steps, {len(planned)} of them planned"
+    if planned:  # while a budget is a share, the first steps show what it is a share of
+        most = max(step["peak"] for step in planned)
+        of = f"{most / body['budget']:.1%} of the budget"
+        yield f"planned steps took at most {mib(most)} ({of})"
     for event, count in Counter(e for step in steps for e in step["events"]).most_common(_SHOWN):
         yield f"{event}" + (f" ({count} times)" if count > 1 else "")
 

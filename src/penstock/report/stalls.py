@@ -18,7 +18,8 @@ class Stall(NamedTuple):
 def stalls(trace: Trace, timeline: Timeline, at_least: float = 1e-9) -> Iterator[Stall]:
     """Stretches of more than `at_least` seconds in which nothing ran and the host was not the cause.
 
-    The host's time before an op is that of its first run: a recomputation needs none.
+    The host's time before an op is that of its first run: a recomputation needs none. In a measured
+    run, a host that was slower than when it was recorded shows here too.
     """
     free = 0.0
     for span in timeline.spans:
