@@ -111,6 +111,32 @@ def test_the_exact_packing_is_lower_than_the_greedy_one_where_that_errs():
     assert exact(HARD, capacity=10) == assign(HARD)  # low enough
 
 
+# 5 bytes are alive at once at most, but no packing is lower than 6.
+GAP = [
+    *(Buffer(7, 9, 3), Buffer(5, 9, 2), Buffer(0, 4, 3), Buffer(1, 6, 1)),
+    *(Buffer(4, 7, 2), Buffer(1, 3, 1), Buffer(3, 5, 1), Buffer(0, 1, 2)),
+]
+
+
+def test_where_the_lowest_packing_is_above_what_is_alive_that_is_proved_too():
+    assert assign(GAP).floor == 5
+    packing = exact(GAP)
+    assert (packing.height, packing.floor, packing.proved) == (6, 6, True)
+    assert lowest(GAP) == 6
+    refused = exact(GAP, capacity=5)
+    assert (refused.height, refused.floor) == (assign(GAP).height, 6)
+
+
+def test_a_capacity_below_what_is_alive_needs_no_search():
+    assert exact(GAP, capacity=4) == assign(GAP)
+
+
+def test_every_order_is_the_best_of_some_step():
+    # Placed as they come, these need 5; largest, longest and largest area first need 6 or more.
+    wanted = [Buffer(5, 8, 2), Buffer(4, 6, 1), Buffer(4, 5, 4), Buffer(6, 8, 3)]
+    assert assign(wanted).height == 5
+
+
 def test_alignment_rounds_sizes_and_places():
     packing = assign([Buffer(0, 1, 3), Buffer(0, 1, 5)], alignment=4)
     assert sorted(packing.offsets) == [0, 8]
@@ -179,6 +205,7 @@ def test_without_ortools_the_error_says_what_to_install(monkeypatch):
     for name in ("ortools", "ortools.sat", "ortools.sat.python"):
         monkeypatch.setitem(sys.modules, name, None)
     assert exact(TOY).proved  # best fit was enough
+    assert exact(HARD, capacity=10).height == 10
     with pytest.raises(NeedError, match=r"pip install 'penstock\[solvers\]'"):
         exact(HARD)
 
