@@ -83,13 +83,39 @@ def test_activations_have_kernels_of_their_own_in_backward() -> None:
     assert "mish_backward" in names(on_gpu(F.mish, (8, 8)))
 
 
-def test_autocast_is_refused_rather_than_ignored() -> None:
-    def step(x):
-        with torch.autocast("cuda", torch.float16):
-            return x @ x
+def autocasted(function, *shapes) -> dict[str, str]:
+    """The dtype in which each op of a function ran under autocast in float16."""
 
-    with pytest.raises(TraceError, match="autocast for cuda cannot be recorded"):
-        on_gpu(step, (8, 8))
+    def lower(*inputs):
+        with torch.autocast("cuda", torch.float16):
+            return function(*inputs)
+
+    return {op.name.removeprefix("aten."): op.dtype for op in on_gpu(lower, *shapes).ops}
+
+
+def test_autocast_is_that_of_a_gpu() -> None:
+    ran = autocasted(lambda x, w: F.layer_norm(x @ w, (8,)).softmax(-1), (16, 8), (8, 8))
+    assert ran["mm"] == "float16"
+    assert ran["native_layer_norm"] == ran["_softmax"] == "float32"  # on a CPU they are not cast
+
+
+def test_autocast_casts_a_weight_once() -> None:
+    trace = on_gpu(_twice_under_autocast, (8, 8), (8, 8))
+    forward = [op for op in trace.ops if op.phase == "forward" and op.name == "aten._to_copy"]
+    assert len(forward) == 2  # the input, and the weight that is read twice
+
+
+def _twice_under_autocast(x, weight):
+    with torch.autocast("cuda", torch.float16):
+        return x @ weight @ weight
+
+
+def test_autocast_can_be_switched_off_inside() -> None:
+    def inside(x, weight):
+        with torch.autocast("cuda", enabled=False):
+            return x @ weight
+
+    assert autocasted(inside, (8, 8), (8, 8))["mm"] == "float32"
 
 
 def test_tensors_move_between_devices_as_python_sees_them() -> None:
@@ -121,9 +147,18 @@ def test_batch_norm_updates_its_statistics() -> None:
 
 
 def test_torch_is_left_as_it_was() -> None:
-    was = (F.scaled_dot_product_attention, F._VF.dropout, torch.cuda.is_bf16_supported)
+    def watched():
+        return (
+            F.scaled_dot_product_attention,
+            F._VF.dropout,
+            torch.cuda.is_bf16_supported,
+            torch.clear_autocast_cache,
+            torch._C._dispatch_dump("aten::mm"),
+        )
+
+    was = watched()
     on_gpu(lambda x: x * 2, (4,))
-    assert (F.scaled_dot_product_attention, F._VF.dropout, torch.cuda.is_bf16_supported) == was
+    assert watched() == was
     fake = torch._subclasses.fake_tensor.FakeTensor
     assert not {"to", "cpu", "cuda", "is_cuda", "copy_"} & set(vars(fake))
 

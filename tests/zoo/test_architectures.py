@@ -112,10 +112,10 @@ def test_the_dtype_halves_weights_gradients_and_state() -> None:
         assert nbytes(half, kind) * 2 == nbytes(plain, kind)
 
 
-def test_autocast_keeps_the_weights_and_multiplies_in_less() -> None:
-    plain, lower = (
-        recorded(f"hf:bert-base?batch=2&seq=16&layers=2&autocast={one}") for one in ("none", "bf16")
-    )
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_autocast_keeps_the_weights_and_multiplies_in_less(device: str) -> None:
+    spec = "hf:bert-base?batch=2&seq=16&layers=2"
+    plain, lower = (recorded(f"{spec}&autocast={one}", device) for one in ("none", "bf16"))
     assert nbytes(lower, Kind.PARAMETER) == nbytes(plain, Kind.PARAMETER)
     assert {op.dtype for op in plain.ops if op.name == "aten.addmm"} == {"float32"}
     assert {op.dtype for op in lower.ops if op.name == "aten.addmm"} == {"bfloat16"}

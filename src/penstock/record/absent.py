@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F  # noqa: N812  (its name everywhere)
 
-from penstock.errors import TraceError
+from penstock.record.autocast import autocasting
 
 __all__ = ["as_if_present", "is_absent", "replaced"]
 
@@ -59,18 +59,13 @@ def as_if_present() -> Iterator[None]:
             stack.enter_context(replaced(FakeTensor, name, method))
         stack.enter_context(replaced(vars(F)["_VF"], "dropout", _dropout))
         stack.enter_context(replaced(F, "scaled_dot_product_attention", _attention))
-        # Compiled code would have to know that a tensor is on a GPU, to cast it.
+        # Autocast for a GPU switches itself off where there is none.
         common = torch.cuda.amp.common
-        stack.enter_context(replaced(common, "amp_definitely_not_available", _refuse_autocast))
+        stack.enter_context(replaced(common, "amp_definitely_not_available", lambda: False))
+        stack.enter_context(replaced(torch.cuda, "is_bf16_supported", lambda *_, **__: True))
+        stack.enter_context(autocasting())
         stack.enter_context(replaced(torch.backends.cudnn, "is_acceptable", lambda _: False))
         yield
-
-
-def _refuse_autocast() -> bool:
-    raise TraceError(
-        "autocast for cuda cannot be recorded where there is no GPU; "
-        "train in that dtype (dtype=bf16), or record it on a machine with one"
-    )
 
 
 def _never(*_args: Any, **_kwargs: Any) -> Any:
@@ -148,6 +143,11 @@ def _attention(
         return _plain_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
+    if torch.is_autocast_enabled("cuda") and query.is_floating_point():
+        lower = torch.get_autocast_dtype("cuda")
+        query, key, value = query.to(lower), key.to(lower), value.to(lower)
+        if attn_mask is not None and attn_mask.is_floating_point():
+            attn_mask = attn_mask.to(lower)
     width = query.shape[-1]
     is_grouped = query.dim() == 4 and query.shape[1] != key.shape[1]
     is_dense = query.dim() == 4 and value.shape[-1] == width
