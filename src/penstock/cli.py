@@ -117,7 +117,7 @@ class _ArchitectureFirst(typer.core.TyperCommand):
         from penstock.source import names_an_architecture
 
         if args and not args[0].startswith("-") and names_an_architecture(args[0]):
-            args = [*args[1:], args[0]]
+            ctx.allow_interspersed_args, ctx.ignore_unknown_options = True, False
         return super().parse_args(ctx, args)
 
 
