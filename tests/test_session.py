@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from penstock.session import Session
 from penstock.zoo import names
 from runs import MIB, Compared, apart, compare
 
@@ -68,3 +71,24 @@ def test_no_policy_changes_a_bit(name: str, policy: str, tmp_path: Path) -> None
     options = {"tier": f"disk:{tmp_path}", "policy": policy, "verify": True}
     found = apart(compare, name, SHARES.get(name, "60%"), STEPS, **options)
     assert_same_bits(found)
+
+
+def test_a_shape_that_comes_seldom_is_recorded_when_it_comes_and_planned_from_then_on(
+    tmp_path: Path,
+) -> None:
+    """After a step of a new shape the next one is recorded; but it is of the old shape again."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(256, 256), nn.GELU()) for _ in range(6)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sizes = [4096, 4096, 2048] * 6
+    with Session("70%", device="cpu", tier=f"disk:{tmp_path}") as session:
+        for size in sizes:
+            model(torch.ones(size, 256)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    modes = [report.mode for report in session.reports]
+    assert modes.count("recorded") == 3  # the first makes the optimizer's state
+    assert modes.count("on demand") <= 2
+    assert set(modes[-6:]) == {"planned"}
+    peaks = [report.peak for report in session.reports[-6:]]
+    assert max(peaks[2], peaks[5]) < min(peaks[0], peaks[1])

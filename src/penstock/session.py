@@ -109,6 +109,7 @@ class Session:
         self._recording = True
         self._recorded: Trace | None = None
         self._course: Course | None = None  # of the step that was followed last
+        self._share = 0  # bytes, if the budget is a share
         self._replans = 0
         self._ended: float | None = None  # when the last step ended
         self._patience = 0  # steps to wait before the next recording
@@ -195,7 +196,8 @@ class Session:
             self._recorder.open()
             self._recorder.begin()
             self.engine.tolerant = True
-            self.engine.begin_step(self._record)
+            known = [course.program for course in self._planner.courses]
+            self.engine.begin_step(self._record, known)
         else:
             self._recorder.pause()
             young = any(course.is_young for course in self._planner.courses)
@@ -213,11 +215,14 @@ class Session:
         self._ended = time.perf_counter()
         seconds = self._ended - self._began
         peak = self.meter.peak() - self.engine.base - self.engine.footprint()
-        followed = self.engine.program if self.engine.is_following else None
+        fell_back = any(event.startswith("fallback") for event in self.engine.happened.events)
+        is_planned = self.engine.is_following and not fell_back
+        followed = self.engine.program if is_planned else None
         log = self.engine.log if followed is not None else None
         self.engine.end_step()
         happened = self.engine.happened
-        recorded = self._recording
+        # Was it a known one, the next step is to be recorded instead.
+        recorded = self._recording and not self.engine.has_recognised
         moved = self.engine.manager.statistics.traffic.items()
         report = StepReport(
             len(self.reports) + 1,
@@ -245,7 +250,7 @@ class Session:
             self._tell(replace(report, events=tuple(happened.events)))
             self._take(self._recorder.end(slack=self._slack()), complete=complete)
             return
-        if any(event.startswith("fallback") for event in happened.events):
+        if fell_back:
             self._step_changed()
         elif followed is not None and course is not None:
             if followed.predicted.seconds:
@@ -365,8 +370,9 @@ class Session:
 
     def _budget_for(self, trace: Trace) -> int:
         match self.asked:
-            case Share():
-                return self.asked.of(trace.peak + trace.slack)
+            case Share():  # of the largest step so far: a small one must not squeeze the others
+                self._share = max(self._share, self.asked.of(trace.peak + trace.slack))
+                return self._share
             case int():
                 return self.asked
             case None:

@@ -26,7 +26,7 @@ from penstock.dispatch.clock import Clock
 from penstock.dispatch.generators import draw_of, rewind
 from penstock.dispatch.resident import Meter
 from penstock.dispatch.schema import facts_of, tensors_in
-from penstock.dispatch.storage import CAN_SWAP, key_of, storage_of
+from penstock.dispatch.storage import CAN_SWAP, StorageRef, key_of, storage_of
 from penstock.engine.lanes import Copy
 from penstock.engine.lineage import Call, capture, fresh_storages, run_again
 from penstock.engine.log import Log
@@ -104,7 +104,7 @@ class Engine:
         self.happened = Happened()
         self.log: Log | None = None  # of the step that runs, if it is to be charted
         self.program: Program | None = None
-        self.candidates: tuple[Program, ...] = ()  # programs for other shapes of the step
+        self.candidates: tuple[Program, ...] = ()  # programs for all shapes of the step
         self._rebase = rebase
         self.tolerant = False  # recording: note an overrun and go on
         self.arrived = 0.0  # when the served call that runs now came in
@@ -123,6 +123,11 @@ class Engine:
         self._copies: dict[TransferId, Copy] = {}
         self._guarded: defaultdict[int, set[int]] = defaultdict(set)  # source -> dropped, by key
         self._marks: list[int] = []
+        self.has_recognised = False  # was the step, though it was to be recorded, a known one?
+        self._known: list[
+            Program
+        ] = []  # while recording: the steps that this one may turn out to be
+        self._seen: list[list[StorageRef]] = []  # and what each of its ops wrote
         self._in_use: set[int] = set()  # keys of what the current call reads: not to be evicted
 
     @property
@@ -142,11 +147,19 @@ class Engine:
 
     def follow_program(self, program: Program | None, others: Iterable[Program] = ()) -> None:
         """From the next step on, follow `program` (None: serve)."""
-        self.program, self.candidates = program, tuple(others)
+        self.program = program
+        self.candidates = (*others,) if program is None else (program, *others)
         self._copies.clear()
 
-    def begin_step(self, execute: Execute | None = None, *, charted: bool = False) -> None:
-        """A step begins. With `execute`, calls are run through it (a recorder).
+    def begin_step(
+        self,
+        execute: Execute | None = None,
+        known: Iterable[Program] = (),
+        *,
+        charted: bool = False,
+    ) -> None:
+        """A step begins. With `execute`, calls are run through it (a recorder), until it is clear
+        that the step is one of the `known` ones: then that is followed.
 
         `charted`: note when everything happens, for `measured`.
         """
@@ -157,6 +170,9 @@ class Engine:
         self._bound.clear()
         self._marks.clear()
         self._recent.clear()
+        self._known = list(known)
+        self._seen.clear()
+        self.has_recognised = False
         if self.program is None or execute is not None:
             self.handler = self.serve
         else:
@@ -404,10 +420,33 @@ class Engine:
             result = self._retry(error, func, args, kwargs)
         for storage in sources:
             self._touch(storage)
-        for storage in fresh_storages(result, keys, self.device.type):
+        fresh = fresh_storages(result, keys, self.device.type)
+        for storage in fresh:
             self._touch(storage)
         self.happened.served += 1
+        if self._known:
+            written = _unique(storage_of(t) for t in self._mine(facts.written(args, kwargs)))
+            self._recognise(func, written, fresh)
         return result
+
+    def _recognise(
+        self, func: OpOverload, written: list[UntypedStorage], fresh: list[UntypedStorage]
+    ) -> None:
+        """A recorded step went on by one call: once it can only be a known one, follow that."""
+        op = len(self._seen)
+        self._seen.append([StorageRef(storage) for storage in (*written, *fresh)])
+        sizes = [storage.nbytes() for storage in fresh]
+        self._known = [one for one in self._known if one.makes(op, func, sizes)]
+        for program in self._known:
+            if program.marks and op >= program.marks[-1][0]:
+                self._execute, self._known, self.has_recognised = _call, [], True
+                self._enter(program, op + 1)
+                for made, refs in zip(program.trace.ops, self._seen, strict=False):
+                    for value, ref in zip(made.writes, refs, strict=False):
+                        storage = ref()
+                        if storage is not None and storage.nbytes() >= MOVABLE_FROM:
+                            self._bind(value, storage)
+                return
 
     def _find_place(self, func: OpOverload) -> bool:
         """After a deviation: does `func` continue the recorded path somewhere?"""
