@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -246,10 +247,26 @@ def _remembering() -> Iterator[None]:
         replaced(fake_tensor, "CONSTANT_NUMEL_LIMIT", _KNOWN_UP_TO),
         # It draws again until it likes what it drew.
         replaced(nn.init, "_no_grad_trunc_normal_", lambda tensor, *_, **__: tensor),
+        replaced(torch.utils, "swap_tensors", _swap),
         # Optimizers take many tensors at once only of classes that they know.
         replaced(torch_optimizer, "_foreach_supported_types", [Tensor, nn.Parameter, FakeTensor]),
     ):
         yield
+
+
+_swap_referenced = torch.utils.swap_tensors
+
+
+def _swap(one: Tensor, other: Tensor) -> None:
+    """As torch's, by which a module moves its parameters; but it lets torch itself refer to them.
+
+    Those are the references by which the values of constants are forgotten: so they are, here.
+    """
+    with replaced(torch.utils, "weakref", SimpleNamespace(getweakrefs=lambda _: ())):
+        _swap_referenced(one, other)
+    for tensor in (one, other):
+        if isinstance(tensor, FakeTensor):
+            tensor.constant = None
 
 
 @contextmanager
