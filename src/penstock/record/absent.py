@@ -2,8 +2,8 @@
 
 Fake CUDA tensors run forward anywhere, but what is compiled asks each tensor for its device: the
 autograd engine looks for a stream of that device and fails, dropout and attention take the paths of
-the device. So compiled code is told that the tensor is on the CPU, Python code that it is on the GPU,
-and the few choices that compiled code makes by device are made here.
+the device. So compiled code is told that the tensor is nowhere (on "meta"), Python code that it is on
+the GPU, and the few choices that compiled code makes by device are made here.
 
 **Inferred.** Attention: flash without a mask in half precision, else memory-efficient, else plain, as
 `select_sdp_backend` of torch 2.13 does. cuDNN's attention, batch norm and LSTM are not chosen: the
@@ -45,7 +45,7 @@ def as_if_present() -> Iterator[None]:
         "is_cpu": property(lambda tensor: tensor.device.type == "cpu"),
         "to": _to,
         "cpu": lambda tensor, **options: _to(tensor, "cpu", **options),
-        "cuda": lambda tensor, device="cuda", **options: _to(tensor, device, **options),
+        "cuda": lambda tensor, device=None, **options: _to(tensor, device or "cuda", **options),
         "type_as": _to,
         "copy_": _copy,
     }

@@ -35,7 +35,7 @@ from torch.optim.optimizer import (
 )
 from torch.utils._pytree import tree_map_only
 
-from penstock.dispatch.clock import Clock, in_backward
+from penstock.dispatch.clock import Clock
 from penstock.dispatch.schema import facts_of, tensors_in
 from penstock.errors import TraceError
 from penstock.ir.trace import Trace
@@ -147,15 +147,20 @@ class _Mode(FakeTensorMode):
         self, func: OpOverload, types: Sequence[type], args: Any = (), kwargs: Any = None
     ) -> Any:
         result = super().dispatch(func, types, args, kwargs)
-        if isinstance(result, FakeTensor) and result.constant is not None:
-            given = (
-                [kwargs["device"]]
-                if kwargs and kwargs.get("device") is not None
-                else [one.device for one in tensors_in((args, kwargs)) if one.device.type != "cpu"]
+        kept = [one for one in _fakes_in(result) if one.constant is not None]
+        if kept:
+            given = (kwargs or {}).get("device") or next(
+                (one.device for one in tensors_in((args, kwargs)) if one.device.type != "cpu"), None
             )
-            if given:
-                result.fake_device = torch.device(given[0])
+            for one in kept if given is not None else ():
+                one.fake_device = torch.device(given)
         return result
+
+
+def _fakes_in(result: Any) -> list[FakeTensor]:
+    if isinstance(result, FakeTensor):
+        return [result]
+    return [one for one in tensors_in(result) if isinstance(one, FakeTensor)]
 
 
 class _Fakes:
@@ -168,13 +173,13 @@ class _Fakes:
 
     def told(self, tensor: FakeTensor) -> torch.device:
         """What compiled code is told when it asks a tensor for its device."""
-        return _CPU if self._is_absent else tensor.fake_device
+        return _NOWHERE if self._is_absent else tensor.fake_device
 
     def of(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Any]:
         """The arguments with each real tensor replaced by one and the same fake."""
-        if self._is_absent and in_backward() != -1 and kwargs.get("device") == _CPU:
+        if self._is_absent and kwargs.get("device") == _NOWHERE:
             kwargs = {**kwargs, "device": self._place}  # it had been told so
         is_lift = func in FakeTensorMode.lift_fns  # of `torch.tensor`, which tells torch the value
         if is_lift or all(isinstance(one, FakeTensor) for one in tensors_in((args, kwargs))):
@@ -228,6 +233,7 @@ class _Fakes:
 
 _UNKNOWN = Cost(lambda: 0.0, 0, 0)
 _CPU = torch.device("cpu")
+_NOWHERE = torch.device("meta")
 _DEVICE = torch.ops.prim.device.default
 _FILLS = {
     aten.normal_.default,
