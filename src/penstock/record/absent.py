@@ -14,6 +14,7 @@ LSTM is that of the CPU.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -23,9 +24,12 @@ from torch.nn import functional as F  # noqa: N812  (its name everywhere)
 
 from penstock.record.autocast import autocasting
 
-__all__ = ["as_if_present", "is_absent", "replaced"]
+__all__ = ["NOWHERE", "as_if_present", "is_absent", "replaced", "told"]
 
 aten = torch.ops.aten
+NOWHERE = torch.device("meta")
+told: ContextVar[torch.device] = ContextVar("told", default=NOWHERE)
+"""What compiled code hears when it asks where a tensor of the GPU is."""
 _HALF = (torch.float16, torch.bfloat16)
 _KERNELS = ("silu_backward", "mish_backward", "native_channel_shuffle")
 """What a GPU has a kernel for, and torch would else take apart. No other operator is like that."""
@@ -58,6 +62,7 @@ def as_if_present() -> Iterator[None]:
         for name, method in methods.items():
             stack.enter_context(replaced(FakeTensor, name, method))
         stack.enter_context(replaced(vars(F)["_VF"], "dropout", _dropout))
+        stack.enter_context(replaced(vars(F)["_VF"], "lstm", _lstm))
         stack.enter_context(replaced(F, "scaled_dot_product_attention", _attention))
         # Autocast for a GPU switches itself off where there is none.
         common = torch.cuda.amp.common
@@ -124,6 +129,15 @@ def _dropout(tensor: Tensor, p: float, train: bool) -> Tensor:  # noqa: FBT001
         return dropped
     plain: Tensor = torch._C._VariableFunctions.dropout(tensor, p, train)
     return plain
+
+
+def _lstm(*args: Any) -> Any:
+    """The whole layer is one op on a GPU; on a CPU too, but not where tensors are nowhere."""
+    token = told.set(torch.device("cpu"))
+    try:
+        return torch._C._VariableFunctions.lstm(*args)
+    finally:
+        told.reset(token)
 
 
 _plain_attention = F.scaled_dot_product_attention

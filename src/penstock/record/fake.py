@@ -39,7 +39,7 @@ from penstock.dispatch.clock import Clock
 from penstock.dispatch.schema import facts_of, tensors_in
 from penstock.errors import TraceError
 from penstock.ir.trace import Trace
-from penstock.record.absent import as_if_present, is_absent, replaced
+from penstock.record.absent import NOWHERE, as_if_present, is_absent, replaced, told
 from penstock.record.measure import Cost
 from penstock.record.step import Recorder
 
@@ -149,11 +149,10 @@ class _Mode(FakeTensorMode):
         result = super().dispatch(func, types, args, kwargs)
         kept = [one for one in _fakes_in(result) if one.constant is not None]
         if kept:
-            given = (kwargs or {}).get("device") or next(
-                (one.device for one in tensors_in((args, kwargs)) if one.device.type != "cpu"), None
-            )
-            for one in kept if given is not None else ():
-                one.fake_device = torch.device(given)
+            asked = (kwargs or {}).get("device")
+            others = [one.device for one in tensors_in((args, kwargs)) if one.device.type != "cpu"]
+            for one in kept:
+                one.fake_device = torch.device(asked or next(iter(others), _CPU))
         return result
 
 
@@ -173,13 +172,13 @@ class _Fakes:
 
     def told(self, tensor: FakeTensor) -> torch.device:
         """What compiled code is told when it asks a tensor for its device."""
-        return _NOWHERE if self._is_absent else tensor.fake_device
+        return told.get() if self._is_absent else tensor.fake_device
 
     def of(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Any]:
         """The arguments with each real tensor replaced by one and the same fake."""
-        if self._is_absent and kwargs.get("device") == _NOWHERE:
+        if self._is_absent and kwargs.get("device") == NOWHERE:
             kwargs = {**kwargs, "device": self._place}  # it had been told so
         is_lift = func in FakeTensorMode.lift_fns  # of `torch.tensor`, which tells torch the value
         if is_lift or all(isinstance(one, FakeTensor) for one in tensors_in((args, kwargs))):
@@ -233,7 +232,6 @@ class _Fakes:
 
 _UNKNOWN = Cost(lambda: 0.0, 0, 0)
 _CPU = torch.device("cpu")
-_NOWHERE = torch.device("meta")
 _DEVICE = torch.ops.prim.device.default
 _FILLS = {
     aten.normal_.default,
@@ -269,7 +267,7 @@ def _swap(one: Tensor, other: Tensor) -> None:
     Those are the references by which the values of constants are forgotten: so they are, here.
     """
     with replaced(torch.utils, "weakref", SimpleNamespace(getweakrefs=lambda _: ())):
-        _swap_referenced(one, other)
+        _swap_referenced(one, other)  # type: ignore[no-untyped-call]
     for tensor in (one, other):
         if isinstance(tensor, FakeTensor):
             tensor.constant = None
