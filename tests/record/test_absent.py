@@ -146,6 +146,43 @@ def test_batch_norm_updates_its_statistics() -> None:
     assert {v.kind for v in trace.values} >= {Kind.PARAMETER, Kind.BUFFER, Kind.ACTIVATION}
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_module_can_be_moved_and_cast(device: str) -> None:
+    moved = []
+
+    def make():
+        with torch.device("cpu"):
+            moved[:] = [nn.Linear(300, 300, bias=False).to(device).bfloat16()]
+        x = torch.randn(4, 300, dtype=torch.bfloat16)
+        return lambda _: moved[0](x).sum().backward()
+
+    trace = record_fake(make, device)
+    weight = moved[0].weight
+    assert (weight.device.type, weight.dtype) == (device, torch.bfloat16)
+    sizes = [value.nbytes for value in trace.values if value.kind is Kind.PARAMETER]
+    assert sizes == [2 * 300 * 300]
+
+
+def test_what_compiled_code_makes_of_a_tensor_is_where_the_tensor_is() -> None:
+    def looked_up(table):
+        which = torch.randint(0, 16, (64,), device="cuda")
+        hot = F.one_hot(which, 16).float()
+        return F.cross_entropy(hot @ table, which, label_smoothing=0.1)
+
+    ran = names(on_gpu(looked_up, (16, 16)))
+    assert "mm" in ran and "nll_loss_forward" in ran
+
+
+def test_an_lstm_is_one_op() -> None:
+    def make():
+        model = nn.LSTM(8, 8, num_layers=2)
+        x = torch.randn(50, 2, 8)
+        return lambda _: model(x)[0].sum().backward()
+
+    forward = [op for op in record_fake(make, "cuda").ops if op.phase == "forward"]
+    assert len(forward) < 20  # not fifty times each gate
+
+
 def test_torch_is_left_as_it_was() -> None:
     def watched():
         return (
