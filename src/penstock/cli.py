@@ -1,6 +1,7 @@
 """The command line; `penstock --help` lists its commands."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,8 @@ from rich.console import Console
 from penstock.errors import PenstockError, UsageError, mib
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from penstock.ir.machine import Machine
     from penstock.ir.policy import Problem
     from penstock.ir.trace import Trace
@@ -283,6 +286,69 @@ def compare(
 
 
 @app.command()
+def curve(
+    trace: StepArgument,
+    policy: Annotated[
+        list[str] | None, typer.Option("--policy", "-p", help="Which policies; default: all.")
+    ] = None,
+    machine: MachineOption = None,
+    points: Annotated[int, typer.Option(min=1, help="How many budgets.")] = 8,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="How many to use; default: one for each core.")
+    ] = None,
+) -> None:
+    """The step time for each budget and policy, from the least budget to the plain step's."""
+    from penstock import policies
+    from penstock.report.table import curves
+    from penstock.search import budgets_for
+    from penstock.search import curve as searched
+    from penstock.source import step_and_machine
+
+    step, described = step_and_machine(trace, machine)
+    budgets, names = budgets_for(step, points), policy or list(policies.names())
+    with _bar() as bar:
+        task = bar.add_task("planning", total=len(budgets) * len(names))
+        found = searched(
+            step, described, budgets, names, processes=processes, told=lambda _: bar.advance(task)
+        )
+    _out.print(curves(found, step.seconds))
+
+
+@app.command()
+def largest(
+    architecture: Annotated[str, typer.Argument(help="Such as hf:gpt2?seq=512.")],
+    budget: Annotated[str, typer.Option("--budget", "-b", help="Bytes on the device.")],
+    machine: Annotated[str, typer.Option("--machine", "-m", help="A machine by NAME or FILE.")],
+    policy: Annotated[
+        list[str] | None, typer.Option("--policy", "-p", help="Default: keep and auto.")
+    ] = None,
+    vary: Annotated[str, typer.Option(help="Which option of the architecture.")] = "batch",
+) -> None:
+    """The largest batch (or sequence, or image) that fits, without running anything."""
+    from penstock.errors import mib
+    from penstock.machines import find
+    from penstock.search import largest as searched
+    from penstock.sizes import parse_size
+    from penstock.source import sized
+
+    described, nbytes = find(machine), parse_size(budget, "budget")
+    step = sized(architecture, vary, described)
+    for name in policy or ["keep", "auto"]:
+        with _bar() as bar:
+            task = bar.add_task(f"{name}: trying {vary}", total=None)
+            told = partial(_advance, bar, task)
+            found = searched(step, described, nbytes, name, told=told)
+        point = found.point
+        if point is None:
+            _out.print(f"{name}: not even {vary}=1 fits", highlight=False)
+            continue
+        peak = f"peak {mib(point.peak)} of {mib(nbytes)}"
+        _out.print(
+            f"{name}: {vary}={found.size}, {peak}, step {point.seconds:.4g} s", highlight=False
+        )
+
+
+@app.command()
 def explain(
     file: Annotated[
         str,
@@ -414,6 +480,18 @@ def main() -> None:
     except PenstockError as error:
         _err.print(f"penstock: {error}", markup=False, soft_wrap=True)
         sys.exit(2)
+
+
+def _bar() -> "Progress":
+    """Shown while something takes long; gone when it ends, silent if nobody watches."""
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+    parts = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn())
+    return Progress(*parts, console=_err, transient=True, disable=not _err.is_terminal)
+
+
+def _advance(bar: "Progress", task: "TaskID", size: int, _: object) -> None:
+    bar.update(task, completed=size)
 
 
 def _problem(step: str, machine: str | None, budget: str) -> "Problem":

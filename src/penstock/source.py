@@ -1,5 +1,6 @@
 """Where a step comes from: a trace file, or an architecture that is recorded on fake tensors."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from penstock.errors import UsageError, nearest
@@ -9,7 +10,7 @@ from penstock.ir.trace import Trace
 from penstock.machines import find
 from penstock.simulate.roofline import priced
 
-__all__ = ["names_an_architecture", "record", "step_and_machine"]
+__all__ = ["names_an_architecture", "record", "sized", "step_and_machine"]
 
 _DEVICES = ("cpu", "cuda")
 
@@ -50,6 +51,26 @@ def record(text: str, device: str) -> Trace:
 
     architecture = parse(text)
     return record_fake(architecture.make, device, str(architecture))
+
+
+def sized(text: str, option: str, machine: Machine) -> Callable[[int], Trace]:
+    """The step of an architecture for each value of one of its options, such as `batch`, with times.
+
+    Raises `UsageError` if `text` is no architecture, or has no such option that is a number.
+    """
+    if not names_an_architecture(text):
+        raise UsageError(f"{text} is one step of one size; name an architecture, as in hf:gpt2")
+    from penstock.zoo.architectures import parse
+
+    head, _, options = text.partition("?")
+    others = [one for one in options.split("&") if one and one.partition("=")[0] != option]
+
+    def named(size: int) -> str:
+        return f"{head}?{'&'.join([*others, f'{option}={size}'])}"
+
+    parse(named(1))  # raises now what it would raise later
+    device = _device_of(machine)
+    return lambda size: priced(record(named(size), device), machine)
 
 
 def _device_of(machine: Machine) -> str:

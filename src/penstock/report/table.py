@@ -8,6 +8,7 @@ from penstock.errors import mib
 from penstock.ir.machine import Machine
 from penstock.ir.timeline import Timeline
 from penstock.ir.trace import Trace
+from penstock.search import Point, by_policy, front
 from penstock.session import StepReport
 from penstock.solve.best import Outcome
 
@@ -77,6 +78,25 @@ def comparison(trace: Trace, rows: Iterable[tuple[int, str, Outcome | str]]) -> 
             f"{timeline.recompute_seconds:.3g} s",
             mib(sum(timeline.traffic.values())),
         )
+    return table
+
+
+def curves(points: Sequence[Point], plain: float) -> Table:
+    """Step seconds by budget (rows) and policy (columns); a star marks what nothing beats in both."""
+    best = set(front(points))
+    names = [name for name, _ in by_policy(points)]
+    table = Table(title=f"Step seconds by budget; the plain step takes {plain:.4g} s")
+    table.add_column("budget", justify="right")
+    for name in names:
+        table.add_column(name, justify="right")
+    found = {(point.budget, point.policy): point for point in points}
+    for budget in dict.fromkeys(point.budget for point in points):
+        cells = []
+        for name in names:
+            point = found[budget, name]
+            star = " *" if point in best else ""
+            cells.append(f"{point.seconds:.4g}{star}" if point.fits else "-")
+        table.add_row(mib(budget), *cells)
     return table
 
 
