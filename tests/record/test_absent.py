@@ -10,7 +10,10 @@ from torch.nn import functional as F  # noqa: N812
 
 from penstock.errors import TraceError
 from penstock.ir.trace import Kind, Trace
+from penstock.record import fake
 from penstock.record.fake import record_fake
+from penstock.session import Session
+from penstock.zoo.architectures import parse
 
 
 def on_gpu(forward, *shapes, dtype=torch.float32) -> Trace:
@@ -196,8 +199,8 @@ def test_torch_is_left_as_it_was() -> None:
     was = watched()
     on_gpu(lambda x: x * 2, (4,))
     assert watched() == was
-    fake = torch._subclasses.fake_tensor.FakeTensor
-    assert not {"to", "cpu", "cuda", "is_cuda", "copy_"} & set(vars(fake))
+    faked = torch._subclasses.fake_tensor.FakeTensor
+    assert not {"to", "cpu", "cuda", "is_cuda", "copy_"} & set(vars(faked))
 
 
 def test_a_step_on_another_device_is_refused() -> None:
@@ -207,3 +210,22 @@ def test_a_step_on_another_device_is_refused() -> None:
 
     with pytest.raises(TraceError, match="nothing ran on cuda"):
         record_fake(make, "cuda")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("is_hidden", [False, True])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "vit", "gan", "adamw-fused"])
+def test_the_ops_are_those_of_a_real_gpu(
+    name: str, is_hidden: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real: list[Trace] = []
+    with Session("100%", policy="keep", tier="none", device="cuda", on_recorded=real.append):
+        with torch.device("cuda"):
+            step = parse(f"zoo:{name}").make()
+        number = 0
+        while not real:
+            step(number)
+            number += 1
+    if is_hidden:  # as on a machine without it
+        monkeypatch.setattr(fake, "is_absent", lambda device: device.type == "cuda")
+    assert names(record_fake(parse(f"zoo:{name}").make, "cuda")) == names(real[0])
