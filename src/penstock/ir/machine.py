@@ -90,10 +90,13 @@ class Device:
     bandwidth: float = 0.0  # bytes per second; 0: not known
     flops: dict[str, float] = field(default_factory=dict, hash=False)  # by dtype, per second
     costs: dict[str, Rate] = field(default_factory=dict, hash=False)
+    overhead: int = 0  # bytes that a process takes beside its tensors, once it trains
 
     def __post_init__(self) -> None:
         if self.memory <= 0:
             raise TraceError(f"device {self.name}: memory of {self.memory} bytes")
+        if self.overhead < 0:
+            raise TraceError(f"device {self.name}: overhead of {self.overhead} bytes")
         if not 0 <= self.bandwidth < math.inf:
             raise TraceError(
                 f"device {self.name}: bandwidth of {self.bandwidth:g} bytes/s; it must be 0 (not "

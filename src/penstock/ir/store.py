@@ -257,6 +257,7 @@ def _read_machine(body: Json) -> Machine:
                 ops: _read_rate(device["costs"], ops)
                 for ops in _record(device, "costs", "device", {})
             },
+            _bytes({"overhead": 0, **device}, "overhead", "device"),
         ),
         tuple(_read_tier(body, position) for position in range(len(_list(body, "tiers")))),
     )

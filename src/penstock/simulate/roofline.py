@@ -51,8 +51,8 @@ _LAUNCH = 4e-6
 def priced(trace: Trace, machine: Machine) -> Trace:
     """The trace with the times that its ops would take on `machine`, and their workspaces.
 
-    Its slack is what the device's allocator holds beyond them at the peak of the plain step. What was
-    measured stays: only a trace without any time is priced.
+    Its slack is what the device's allocator holds beyond them at the peak of the plain step, and what
+    the process takes beside its tensors. What was measured stays: only a trace without any time is priced.
     """
     if trace.seconds:
         return trace
@@ -75,7 +75,7 @@ def priced(trace: Trace, machine: Machine) -> Trace:
     found = replace(trace, ops=tuple(ops))
     allocator = cuda if trace.device == "cuda" else cpu
     held = allocator(allocations(found)).reserved_peak
-    return replace(found, slack=max(0, held - found.peak))
+    return replace(found, slack=max(0, held - found.peak) + machine.device.overhead)
 
 
 def rate_of(device: Device, op: Op) -> Rate:
