@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from penstock.errors import TraceError
 from penstock.ir.machine import Device, Machine, Rate
+from penstock.ir.text import parse
 from penstock.ir.trace import Kind, Op, OpIndex, Phase, StorageId, Trace, Value, ValueId
-from penstock.simulate.roofline import Sample, class_of, fitted, priced, rate_of
+from penstock.simulate.roofline import Sample, class_of, fitted, freed_before, priced, rate_of
 
 GB = 1e9
 
@@ -124,3 +125,13 @@ def test_one_size_says_only_how_long_it_took() -> None:
 def test_impossible_rates_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(TraceError, match="0 or more and finite"):
         Rate(**wrong)
+
+
+def test_what_is_overwritten_in_place_gives_no_byte_back() -> None:
+    trace = parse("""
+        f a    x:I1K -> h:A4K 1ms
+        f add_ h     -> ~h    1ms
+        f b    h     -> y:A1K 1ms
+        f c    y     -> z:A1K 1ms
+    """)
+    assert freed_before(trace) == [0, 0, 0, 4 << 10]  # h dies with op 2, not with op 1

@@ -23,7 +23,7 @@ from penstock.ir.machine import Machine, Rate
 from penstock.ir.trace import Op, Trace
 from penstock.record.measure import stopwatch_for
 from penstock.record.step import Recorder
-from penstock.simulate.roofline import Sample, class_of, fitted, host_key
+from penstock.simulate.roofline import Sample, fitted, freed_before, host_key, keys_of
 
 __all__ = ["calibrated"]
 
@@ -89,11 +89,8 @@ def _best(samples: dict[str, list[Sample]], key: str) -> float:
 
 def _samples(traces: Sequence[Trace]) -> Iterator[tuple[str, Sample]]:
     """Each op of a step by the names under which it is looked up, with its median over the steps."""
-    freed = [0] * (len(traces[0].ops) + 1)
-    for value in traces[0].values:
-        if value.freed is not None:
-            freed[value.freed + 1] += value.nbytes
-    for ops in zip(*(trace.ops for trace in traces), strict=True):
+    steps = zip(*(trace.ops for trace in traces), strict=True)
+    for ops, freed in zip(steps, freed_before(traces[0]), strict=True):
         op: Op = ops[0]
         sample = Sample(
             op.flops,
@@ -101,11 +98,10 @@ def _samples(traces: Sequence[Trace]) -> Iterator[tuple[str, Sample]]:
             median(one.seconds for one in ops),
             int(median(one.workspace for one in ops)),
         )
-        kind = class_of(op.name)
-        for key in (f"{op.name} {op.dtype}", op.name, f"{kind} {op.dtype}", kind):
+        for key in keys_of(op):
             yield key, sample
         host = median(one.host_seconds for one in ops)
-        yield host_key(op), Sample(0, freed[op.index], host)
+        yield host_key(op), Sample(0, freed, host)
 
 
 def _steps(loop: "_Loop", device: torch.device, meter: Meter) -> list[Trace]:

@@ -19,7 +19,16 @@ from penstock.ir.machine import Device, Machine, Rate
 from penstock.ir.trace import Op, Trace
 from penstock.simulate.allocators import allocations, cpu, cuda
 
-__all__ = ["Sample", "class_of", "fitted", "host_key", "priced", "rate_of"]
+__all__ = [
+    "Sample",
+    "class_of",
+    "fitted",
+    "freed_before",
+    "host_key",
+    "keys_of",
+    "priced",
+    "rate_of",
+]
 
 _CLASSES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("attention", ("scaled_dot_product", "flash_attention", "efficient_attention")),
@@ -56,19 +65,15 @@ def priced(trace: Trace, machine: Machine) -> Trace:
     """
     if trace.seconds:
         return trace
-    freed = np.zeros(len(trace.ops) + 1, np.int64)
-    for value in trace.values:
-        if value.freed is not None:
-            freed[value.freed + 1] += value.nbytes
     ops = []
-    for op in trace.ops:
+    for op, freed in zip(trace.ops, freed_before(trace), strict=True):
         rate = rate_of(machine.device, op)
         host = machine.device.costs.get(host_key(op), Rate())
         ops.append(
             replace(
                 op,
                 seconds=rate.seconds(op.flops, op.moved),
-                host_seconds=host.seconds(0, int(freed[op.index])),
+                host_seconds=host.seconds(0, freed),
                 workspace=op.workspace or int(rate.workspace * op.moved),
             )
         )
@@ -80,13 +85,18 @@ def priced(trace: Trace, machine: Machine) -> Trace:
 
 def rate_of(device: Device, op: Op) -> Rate:
     """The rates of an op on a device: measured ones, as special as there are, or usual ones."""
-    kind = class_of(op.name)
-    for key in (f"{op.name} {op.dtype}", op.name, f"{kind} {op.dtype}", kind):
+    for key in keys_of(op):
         if key in device.costs:
             return device.costs[key]
-    arithmetic, traffic = _SHARES[kind]
+    arithmetic, traffic = _SHARES[class_of(op.name)]
     peak = device.flops.get(op.dtype) or device.flops.get("float32", 0.0)
     return Rate(_LAUNCH, arithmetic * peak, traffic * device.bandwidth)
+
+
+def keys_of(op: Op) -> tuple[str, ...]:
+    """What the rates of an op are called, the most special first."""
+    kind = class_of(op.name)
+    return f"{op.name} {op.dtype}", op.name, f"{kind} {op.dtype}", kind
 
 
 def class_of(name: str) -> str:
@@ -98,6 +108,12 @@ def class_of(name: str) -> str:
 def host_key(op: Op) -> str:
     """What calibration calls the host's time before an op of this phase."""
     return f"host {op.phase.value}"
+
+
+def freed_before(trace: Trace) -> list[int]:
+    """By op, the bytes that the host gave back between the op before and this one."""
+    freed = (sum(trace.values[v].nbytes for v in gone) for gone in trace.freed_after)
+    return [0, *freed][: len(trace.ops)]
 
 
 # -- calibration --------------------------------------------------------------------------------
