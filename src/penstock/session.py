@@ -215,12 +215,11 @@ class Session:
         self._ended = time.perf_counter()
         seconds = self._ended - self._began
         peak = self.meter.peak() - self.engine.base - self.engine.footprint()
-        fell_back = any(event.startswith("fallback") for event in self.engine.happened.events)
-        is_planned = self.engine.is_following and not fell_back
+        happened = self.engine.happened
+        is_planned = self.engine.is_following and not happened.fell_back
         followed = self.engine.program if is_planned else None
         log = self.engine.log if followed is not None else None
         self.engine.end_step()
-        happened = self.engine.happened
         # Was it a known one, the next step is to be recorded instead.
         recorded = self._recording and not self.engine.has_recognised
         moved = self.engine.manager.statistics.traffic.items()
@@ -250,7 +249,7 @@ class Session:
             self._tell(replace(report, events=tuple(happened.events)))
             self._take(self._recorder.end(slack=self._slack()), complete=complete)
             return
-        if fell_back:
+        if happened.fell_back:
             self._step_changed()
         elif followed is not None and course is not None:
             if followed.predicted.seconds:

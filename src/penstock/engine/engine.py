@@ -65,6 +65,7 @@ class Happened:
     stalls: dict[Cause, float] = field(default_factory=lambda: dict.fromkeys(Cause, 0.0))
     fetch_seconds: float = 0.0  # waiting for copies that nobody planned
     events: list[str] = field(default_factory=list)  # fallback, retry, replan ...
+    fell_back: bool = False  # it left the recorded path
     overrun: int = 0  # bytes by which the budget was missed because nothing was left to evict
     overrun_op: str = ""
     lacked: int = 0  # bytes that the plan had room for and the device did not
@@ -124,10 +125,9 @@ class Engine:
         self._guarded: defaultdict[int, set[int]] = defaultdict(set)  # source -> dropped, by key
         self._marks: list[int] = []
         self.has_recognised = False  # was the step, though it was to be recorded, a known one?
-        self._known: list[
-            Program
-        ] = []  # while recording: the steps that this one may turn out to be
-        self._seen: list[list[StorageRef]] = []  # and what each of its ops wrote
+        # While recording: the steps that this one may turn out to be, and what each of its ops wrote.
+        self._known: list[Program] = []
+        self._seen: list[list[StorageRef]] = []
         self._in_use: set[int] = set()  # keys of what the current call reads: not to be evicted
 
     @property
@@ -279,6 +279,7 @@ class Engine:
     def _fall_back(self, why: str) -> None:
         """Serve from here on. The step was not planned, so an overrun is noted, as in a recorded one."""
         self.happened.note(f"fallback: {why}")
+        self.happened.fell_back = True
         self.tolerant = True
         self.handler = self.serve
 
