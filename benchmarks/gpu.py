@@ -17,12 +17,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from penstock import zoo
 from penstock.api import fit
@@ -54,23 +52,12 @@ def main() -> int:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
-    workloads.tokens = on_gpu(workloads.tokens)
-    workloads.images = on_gpu(workloads.images)
     tests = run_tests()
-    rows = [row for name in options.workloads for row in workload_rows(name, options.size)]
+    with workloads.batches_on(torch.device("cuda")):
+        rows = [row for name in options.workloads for row in workload_rows(name, options.size)]
     path = write(tests, rows)
     print(f"{path.relative_to(ROOT)}: {len(rows)} rows; tests: {tests['summary']}")
     return 0 if tests["passed"] and all(row["ok"] for row in rows) else 1
-
-
-def on_gpu(make: Callable[..., Any]) -> Callable[..., Any]:
-    """The zoo's data, made as always and then moved to the GPU."""
-
-    def moved(*arguments: Any) -> Any:
-        made = make(*arguments)
-        return made.cuda() if isinstance(made, Tensor) else tuple(one.cuda() for one in made)
-
-    return moved
 
 
 def run_tests() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from penstock.record.calibrate import calibrated
 from penstock.record.machine import describe
 from penstock.report.files import leaving
 from penstock.session import Session, StepReport, device_of, settle
-from penstock.sizes import Share, parse_size
+from penstock.sizes import Share
 
 __all__ = ["calibrate", "fit"]
 
@@ -69,8 +69,6 @@ def calibrate(
     *,
     device: str | torch.device | None = None,
     tier: str | None = None,
-    host_budget: str | None = None,
-    disk_budget: str | None = None,
     on_model: Callable[[str, int, int], None] = lambda label, done, of: None,
 ) -> Machine:
     """This machine, measured: its tiers, and what ops cost on it. Takes a minute or two.
@@ -79,12 +77,9 @@ def calibrate(
     are those of a session: freed memory goes back to the system. Raises `UsageError` and `TierError`
     as `fit` does.
     """
-    settle()
     place = device_of(device)
-    budgets = [
-        None if b is None else parse_size(b, "tier budget") for b in (host_budget, disk_budget)
-    ]
-    mounted = mount(tier, place, *budgets)
+    settle()
+    mounted = mount(tier, place)
     allocator = TightAllocator() if place.type == "cpu" else None
     try:
         facts = tuple(one.store.probe() for one in mounted)

@@ -14,7 +14,7 @@ from penstock.ir.trace import Trace
 from penstock.simulate.least import least_budget
 from penstock.solve.best import Outcome
 
-__all__ = ["Largest", "Point", "budgets_for", "curve", "front", "largest"]
+__all__ = ["Largest", "Point", "budgets_for", "by_policy", "curve", "front", "largest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,12 @@ def front(points: Sequence[Point]) -> list[Point]:
         if not best or point.seconds < best[-1].seconds:
             best.append(point)
     return best
+
+
+def by_policy(points: Sequence[Point]) -> Iterator[tuple[str, list[Point]]]:
+    """The points of each policy, in the order in which policies were asked."""
+    names = dict.fromkeys(point.policy for point in points)
+    return ((name, [point for point in points if point.policy == name]) for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +170,3 @@ def _point(trace: Trace, machine: Machine, name: str, budget: int) -> Point:
         seconds=found.timeline.seconds,
         shortfall=found.shortfall,
     )
-
-
-def by_policy(points: Sequence[Point]) -> Iterator[tuple[str, list[Point]]]:
-    """The points of each policy, in the order in which policies were asked."""
-    names = dict.fromkeys(point.policy for point in points)
-    return ((name, [point for point in points if point.policy == name]) for name in names)

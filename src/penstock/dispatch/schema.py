@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-__all__ = ["Facts", "facts_of", "tensors_in"]
+__all__ = ["TRAINING_ARGUMENT", "Facts", "facts_of", "tensors_in"]
 
 aten = torch.ops.aten
 
@@ -19,7 +19,8 @@ _SECRET_WRITES: dict[OpOverload, tuple[int, ...]] = {
     aten.cudnn_batch_norm.default: (3, 4),
     aten.miopen_batch_norm.default: (3, 4),
 }
-_TRAINING_ARGUMENT = 5
+TRAINING_ARGUMENT = 5
+"""Position of batch norm's argument that says whether it updates its statistics."""
 
 # What these do, they do outside the process or to state that no argument shows.
 _NEVER_AGAIN = ("c10d", "_c10d_functional", "c10d_functional", "symm_mem")
@@ -47,7 +48,7 @@ class Facts:
                 yield given
             elif isinstance(given, (list, tuple)):
                 yield from (one for one in given if isinstance(one, Tensor))
-        if self.secret_writes and args[_TRAINING_ARGUMENT]:
+        if self.secret_writes and args[TRAINING_ARGUMENT]:
             for position in self.secret_writes:
                 if isinstance(args[position], Tensor):
                     yield args[position]
@@ -58,7 +59,7 @@ class Facts:
         Batch norm in training ignores the running statistics except to update them: without them
         its outputs are the same bits.
         """
-        if self.secret_writes and args[_TRAINING_ARGUMENT]:
+        if self.secret_writes and args[TRAINING_ARGUMENT]:
             return [None if i in self.secret_writes else a for i, a in enumerate(args)]
         return list(args)
 
@@ -89,7 +90,6 @@ _METADATA = frozenset(
         aten.lift_fresh.default,
         aten._unsafe_view.default,
         aten._reshape_alias.default,
-        torch.ops.prim.device.default,  # what fake tensors are asked
         torch.ops.profiler._record_function_enter_new.default,
         torch.ops.profiler._record_function_exit._RecordFunction,
     }

@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import replace
+from statistics import median
 
 import torch
 from torch import UntypedStorage
@@ -29,10 +30,10 @@ def with_drag(store: TierStore, facts: Tier) -> Tier:
     extent, block = store.reserve(_BLOCK), UntypedStorage(_BLOCK)
     byte_view(block).fill_(1)
     try:
-        shares = sorted(_share_lost(store, extent, block) for _ in range(_ROUNDS))
+        lost = median(_share_lost(store, extent, block) for _ in range(_ROUNDS))
     finally:
         store.release(extent)
-    return replace(facts, drag=min(max(0.0, shares[_ROUNDS // 2]), _AT_MOST))
+    return replace(facts, drag=min(max(0.0, lost), _AT_MOST))
 
 
 def _share_lost(store: TierStore, extent: Extent, block: UntypedStorage) -> float:

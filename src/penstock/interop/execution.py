@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-from penstock.dispatch.schema import facts_of
+from penstock.dispatch.schema import TRAINING_ARGUMENT, facts_of
 from penstock.errors import TraceError
 from penstock.interop.imported import Imported, Json
 from penstock.ir.trace import Kind, Op, OpIndex, Phase, StorageId, Trace, Value, ValueId
@@ -28,7 +28,6 @@ __all__ = ["is_execution_trace", "read_execution"]
 _BACKWARD = "autograd::engine::evaluate_function"
 _BACKWARD_SCOPE = 1  # of torch's RecordScope
 _OPTIMIZER = "Optimizer."  # `Optimizer.step#Adam.step`
-_TRAINING = 5  # position of batch norm's argument that says so
 
 _ASSUMED = (
     "a storage is taken to live until its last use: the file does not say when it dies",
@@ -230,7 +229,7 @@ def _written(call: _Call) -> tuple[int, ...]:
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
     secret = facts_of(call.func).secret_writes
-    if secret and call.node.arguments[_TRAINING]:
+    if secret and call.node.arguments[TRAINING_ARGUMENT]:
         written.extend(secret)
     return tuple(written)
 

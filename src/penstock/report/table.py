@@ -12,7 +12,7 @@ from penstock.search import Point, by_policy, front
 from penstock.session import StepReport
 from penstock.solve.best import Outcome
 
-__all__ = ["comparison", "forecast", "holders", "step_line"]
+__all__ = ["comparison", "curves", "forecast", "holders", "step_line"]
 
 
 def step_line(report: StepReport, budget: int) -> str:
@@ -84,20 +84,20 @@ def comparison(trace: Trace, rows: Iterable[tuple[int, str, Outcome | str]]) -> 
 def curves(points: Sequence[Point], plain: float) -> Table:
     """Step seconds by budget (rows) and policy (columns); a star marks what nothing beats in both."""
     best = set(front(points))
-    names = [name for name, _ in by_policy(points)]
+    columns = dict(by_policy(points))
     table = Table(title=f"Step seconds by budget; the plain step takes {plain:.4g} s")
     table.add_column("budget", justify="right")
-    for name in names:
+    for name in columns:
         table.add_column(name, justify="right")
-    found = {(point.budget, point.policy): point for point in points}
-    for budget in dict.fromkeys(point.budget for point in points):
-        cells = []
-        for name in names:
-            point = found[budget, name]
-            star = " *" if point in best else ""
-            cells.append(f"{point.seconds:.4g}{star}" if point.fits else "-")
-        table.add_row(mib(budget), *cells)
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(mib(row[0].budget), *(_cell(point, best) for point in row))
     return table
+
+
+def _cell(point: Point, best: set[Point]) -> str:
+    if not point.fits:
+        return "-"
+    return f"{point.seconds:.4g}{' *' if point in best else ''}"
 
 
 def holders(held: Mapping[str, int], most: int = 5) -> str:
