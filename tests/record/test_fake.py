@@ -111,6 +111,21 @@ def test_small_constants_are_known() -> None:
     assert seen[:4] == [0.0, 0.5, 1.0, 9]
 
 
+def test_the_positions_of_a_large_batch_are_known() -> None:
+    """transformers looks there for several samples packed into one."""
+    seen = []
+
+    def make():
+        def step(_number: int) -> None:
+            positions = torch.arange(1024)[None].expand(100, -1)
+            seen.append(bool((positions.diff() == 1).all()))
+
+        return step
+
+    record_fake(make)
+    assert seen == [True, True]
+
+
 @pytest.mark.parametrize("name", ["moe"])
 def test_a_step_that_depends_on_its_values_is_refused(name: str) -> None:
     with pytest.raises(TraceError, match="moe: what it does depends on the values of its tensors"):

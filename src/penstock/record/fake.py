@@ -51,7 +51,9 @@ Step = Callable[[int], Any]
 """Trains on batch `n`."""
 
 _KNOWN_UP_TO = 1 << 16
-"""Elements: tensors of constants that are larger keep only their shape."""
+"""Elements: larger tensors that are made of constants keep only their shape."""
+_COUNTED_UP_TO = 1 << 22
+"""The same for integers: positions and masks of a large batch are asked, weights are not."""
 _WARM_UP = 4
 """Steps in which new optimizers may turn up, each making its state."""
 
@@ -196,7 +198,7 @@ class _Fakes:
         result = func(*args, **kwargs)
         is_constant = (
             isinstance(result, FakeTensor)
-            and result.numel() <= _KNOWN_UP_TO
+            and _is_small(result)
             and not facts_of(func).random
             and func not in _EMPTY
             and not tensors_in((args, kwargs))
@@ -214,8 +216,7 @@ class _Fakes:
             return tensor
         fake: Tensor | None = getattr(tensor, "_penstock_fake", None)
         if fake is None or fake.fake_mode is not self._mode:  # type: ignore[attr-defined]
-            is_small = tensor.numel() <= _KNOWN_UP_TO and not tensor.is_floating_point()
-            if is_small:
+            if _is_small(tensor) and not tensor.is_floating_point():
                 with unset_fake_temporarily():
                     alias = tensor.detach()  # the tensor itself would hold the fake that holds it
                 fake = self._known(alias)
@@ -228,6 +229,11 @@ class _Fakes:
         converter = self._mode.fake_tensor_converter
         found: Tensor = converter.from_real_tensor(self._mode, real, make_constant=True)
         return found
+
+
+def _is_small(tensor: Tensor) -> bool:
+    """Is its value kept, if it is known?"""
+    return tensor.numel() <= (_KNOWN_UP_TO if tensor.is_floating_point() else _COUNTED_UP_TO)
 
 
 _UNKNOWN = Cost(lambda: 0.0, 0, 0)
@@ -248,7 +254,7 @@ _EMPTY = {aten.empty.memory_format, aten.empty_strided.default}
 def _remembering() -> Iterator[None]:
     """While it lasts, torch keeps the values of small constants beside their shapes."""
     with (
-        replaced(fake_tensor, "CONSTANT_NUMEL_LIMIT", _KNOWN_UP_TO),
+        replaced(fake_tensor, "CONSTANT_NUMEL_LIMIT", _COUNTED_UP_TO),
         # It draws again until it likes what it drew.
         replaced(nn.init, "_no_grad_trunc_normal_", lambda tensor, *_, **__: tensor),
         replaced(torch.utils, "swap_tensors", _swap),
