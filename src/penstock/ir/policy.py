@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 from penstock.ir.machine import Machine
 from penstock.ir.plan import Plan, sources_of_remakes
 from penstock.ir.trace import Gap, Trace
 
-__all__ = ["Need", "Paper", "Policy", "Problem"]
+__all__ = ["Accounted", "Accounting", "Counts", "Need", "Paper", "Policy", "Problem"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +63,26 @@ class Policy(Protocol):
     needs: ClassVar[frozenset[Need]]
 
     def __call__(self, problem: Problem) -> Plan: ...
+
+
+Accounting: TypeAlias = Literal["ours", "paper"]
+"""Whose rule says what the budget is for: ours (everything) or that of the policy's paper."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a paper counts against the budget beside activations and gradients. We count it all."""
+
+    workspace: bool = True
+    slack: bool = True  # of the allocator
+    state: bool = True  # parameters, optimizer state, buffers
+
+
+@runtime_checkable
+class Accounted(Policy, Protocol):
+    """A policy whose paper counts memory in another way, on demand."""
+
+    counts: ClassVar[Counts]
+
+    @property
+    def accounting(self) -> Accounting: ...

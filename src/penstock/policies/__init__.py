@@ -14,7 +14,8 @@ from importlib.metadata import entry_points
 from typing import Any, get_args
 
 from penstock.errors import NeedError, UsageError, nearest
-from penstock.ir.policy import Need, Policy, Problem
+from penstock.ir.policy import Accounted, Need, Policy, Problem
+from penstock.simulate.accounting import counted
 from penstock.solve.best import Outcome, outcome
 
 __all__ = ["ask", "configured", "load", "names", "require"]
@@ -64,10 +65,13 @@ def configured(text: str) -> Policy:
 def ask(policy: Policy, problem: Problem) -> Outcome:
     """What `policy` makes of `problem`: its plan, signed, spelled out and priced.
 
+    Under `accounting=paper` the budget is for what the policy's paper counts, here and in the price.
     Raises `NeedError` if `problem` lacks what the policy cannot do without, `PlanError` if the plan
     does not fit the trace.
     """
     require(policy, problem)
+    if isinstance(policy, Accounted) and policy.accounting == "paper":
+        problem = counted(problem, policy.counts)
     plan = policy(problem)
     if plan.policy == problem.given.policy:
         plan = replace(plan, policy=" + ".join(filter(None, (plan.policy, _name(policy)))))

@@ -1,8 +1,8 @@
-"""auto: ask every other policy, complete what does not fit, and take the best answer.
+"""auto: ask several policies, complete what does not fit, and take the best answer.
 
 Idea      No method wins everywhere. Planning costs seconds, simulating milliseconds, a bad plan
-          costs every step: so try them all. A plan that moves too little (most policies never touch
-          model state) is a good beginning: `belady` sends away what is still lacking.
+          costs every step: so try all that plan quickly. A plan that moves too little (most policies
+          never touch model state) is a good beginning: `belady` sends away what is still lacking.
 Assumes   That the simulator tells the truth.
 Reads     Everything, through the policies that it asks.
 """
@@ -14,7 +14,7 @@ from typing import ClassVar
 from penstock.errors import NeedError, PlanError
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Need, Policy, Problem
-from penstock.policies import ask, load, names
+from penstock.policies import ask, configured
 from penstock.solve.best import Outcome
 
 __all__ = ["Auto"]
@@ -24,6 +24,8 @@ __all__ = ["Auto"]
 class Auto:
     """The best plan by simulation: one that fits, then the fastest."""
 
+    among: str = "belady capuchin chen keep swap-all"  # the policies to ask, by name
+
     paper: ClassVar[None] = None
     needs: ClassVar[frozenset[Need]] = frozenset()
 
@@ -31,13 +33,11 @@ class Auto:
         return min(self.answers(problem), key=lambda found: found.rank).plan
 
     def answers(self, problem: Problem) -> Iterator[Outcome]:
-        for name in names():
-            if name == "auto":
-                continue
-            found = _answer(load(name)(), problem)
+        for name in self.among.split():
+            found = _answer(configured(name), problem)
             if found is not None and found.shortfall and found.plan.decisions:
                 yield found
-                found = _answer(load("belady")(), replace(problem, given=found.plan))
+                found = _answer(configured("belady"), replace(problem, given=found.plan))
             if found is not None:
                 yield found
 
