@@ -12,7 +12,7 @@ MIB = 2**20
 
 def test_every_error_is_a_penstock_error():
     raised = [getattr(errors, name) for name in errors.__all__ if name.endswith("Error")]
-    assert len(raised) == 8
+    assert len(raised) == 9
     assert all(issubclass(error, PenstockError) for error in raised)
     assert issubclass(StepChanged, UserWarning)
 

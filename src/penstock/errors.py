@@ -4,6 +4,7 @@ PenstockError
 ├── TraceError      a recording is inconsistent, or was written by a version we do not know
 ├── PlanError       a plan does not fit its trace; lists every fault
 ├── NeedError       a problem lacks what a policy needs
+├── SolveError      a solver proved that there is no solution, or found none in its time
 ├── BudgetError     no plan can meet the budget; says the least that can
 ├── TierError       a tier below the device failed: full, short write, gone
 ├── UsageError      an option that a person typed makes no sense
@@ -24,6 +25,7 @@ __all__ = [
     "NeedError",
     "PenstockError",
     "PlanError",
+    "SolveError",
     "StepChanged",
     "TierError",
     "TraceError",
@@ -69,6 +71,10 @@ class PlanError(PenstockError):
 
 class NeedError(PenstockError):
     """A policy was asked for a plan on a problem that lacks what it needs."""
+
+
+class SolveError(PenstockError):
+    """A solver proved that there is no solution, or found none in the time that it was given."""
 
 
 class BudgetError(PenstockError):
