@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: test demo test-gpu bench bench-prediction clean
+.PHONY: test demo test-gpu bench bench-prediction reproduce clean
 
 # The tests' tensors are small: two workers with one thread each are faster than one with two.
 test: $(READY)
@@ -19,12 +19,15 @@ test-gpu: $(READY)
 	$(BIN)/python benchmarks/gpu.py
 
 bench: $(READY)
-	set -e; for each in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do \
+	set -e; for each in $(filter-out benchmarks/gpu.py benchmarks/reproduce.py,$(wildcard benchmarks/[!_]*.py)); do \
 		echo "== $$each"; $(BIN)/python $$each; \
 	done
 
 bench-prediction: $(READY)
 	$(BIN)/python benchmarks/prediction.py
+
+reproduce: $(READY)
+	$(BIN)/python benchmarks/reproduce.py
 
 # Torch first and alone, so that a failed download of the largest part is seen as what it is.
 $(READY): pyproject.toml constraints.txt

@@ -8,7 +8,6 @@ step of the demo: how many calls it makes, and so which share of it they cost.
 
 import argparse
 import json
-import platform
 import time
 from pathlib import Path
 from statistics import median
@@ -18,6 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import penstock
+from _where import where
 from penstock.zoo.workloads import workload
 
 
@@ -93,9 +93,7 @@ def main() -> None:
     print(f"the demo's step: {mode.calls} calls in {seconds:.2f} s, of which {share:.3%}")
     if options.json:
         result = {
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
+            **where(),
             "calls": calls,
             "plain_seconds": median(plain),
             "inside_seconds": median(inside),

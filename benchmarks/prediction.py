@@ -9,17 +9,15 @@ PyTorch in a process of its own (resident bytes above the base, seconds). Worst 
 
 import argparse
 import json
-import platform
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
+from _where import where
 from zoo import MIB, in_process
 
 SKIPPED = {"moe": "what it does depends on its data", "varying": "its shapes vary"}
@@ -111,13 +109,7 @@ def main() -> None:
         off = median(abs(row[f"{what}_error"]) for row in rows)
         console.print(f"median error of {what}: {off:.1%}")
     if options.json:
-        facts = {
-            "machine": platform.machine(),
-            "cores": psutil.cpu_count(),
-            "python": platform.python_version(),
-            "torch": version("torch"),
-            "size": options.size,
-        }
+        facts = {**where(), "size": options.size}
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
 

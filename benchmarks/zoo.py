@@ -6,23 +6,23 @@ Each workload runs in two fresh processes: plain PyTorch, then inside a session.
 and buffers must be the same, bit for bit. Peaks are resident bytes above the base; the predicted
 peak and time stand beside the median of the steps that they predict (after the charted ones). The
 predicted time follows the pace of the machine in the steps before; `simulated` is the error without.
+With `--json`, rows of workloads that this run leaves out stay in the file, each with its commit.
 """
 
 import argparse
 import hashlib
 import json
-import platform
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import psutil
 from rich.console import Console
 from rich.table import Table
+
+from _where import where
 
 CHARTED = 3
 """Planned steps from which the session still learns."""
@@ -190,6 +190,16 @@ def shown(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def earlier_rows(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """By workload, what the file already says, if it was asked the same."""
+    if not options.json.exists():
+        return {}
+    body = json.loads(options.json.read_text())
+    if (body["asked"], body["size"]) != (options.budget, options.size):
+        return {}
+    return {row["name"]: {"commit": body["commit"], **row} for row in body["rows"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--budget", default="60%")
@@ -209,23 +219,18 @@ def main() -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     rows = []
+    kept = earlier_rows(options) if options.json else {}
     for name in options.only or names():
         plain = in_process(name, "none", *common)
         run = in_process(name, options.budget, *common)
         rows.append(row(name, plain, run))
         console.print(shown(rows[-1:]))
         if options.json:
-            facts = {
-                "machine": platform.machine(),
-                "cores": psutil.cpu_count(),
-                "memory": psutil.virtual_memory().total,
-                "python": platform.python_version(),
-                "torch": version("torch"),
-                "asked": options.budget,
-                "size": options.size,
-            }
+            facts = {**where(), "asked": options.budget, "size": options.size}
+            kept[name] = {"commit": facts["commit"], **rows[-1]}
             options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+            body = {**facts, "rows": list(kept.values())}
+            options.json.write_text(json.dumps(body, indent=1) + "\n")
     console.print(shown(rows))
 
 

@@ -40,6 +40,7 @@ from penstock.dispatch.schema import facts_of, tensors_in
 from penstock.errors import TraceError
 from penstock.ir.trace import Trace
 from penstock.record.absent import NOWHERE, as_if_present, is_absent, replaced, told
+from penstock.record.kernels import with_scratch
 from penstock.record.measure import Cost
 from penstock.record.step import Recorder
 
@@ -195,7 +196,7 @@ class _Fakes:
                 self._mode.fake_tensor_converter.invalidate_constant_aliases(filled.constant)
             if filled.constant is None:
                 return filled, _UNKNOWN
-        result = func(*args, **kwargs)
+        result = with_scratch(func, args, func(*args, **kwargs))
         is_constant = (
             isinstance(result, FakeTensor)
             and _is_small(result)

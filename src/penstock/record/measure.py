@@ -102,17 +102,26 @@ def stopwatch_for(device: torch.device, meter: Meter) -> Stopwatch:
 
 
 def flops_of(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> int:
-    """By torch's own flop counter; 0 for what it does not count."""
+    """By torch's own flop counter, or here for the CPU's kernels that it does not know; else 0."""
     count = flop_registry.get(func._overloadpacket)
     if count is None and func in _FLASH_ON_CPU:
         query, key, value = args[:3]
         return int(sdpa_flop(query.shape, key.shape, value.shape))
+    if count is None and func in _RECURRENT_ON_CPU:
+        sequence, to_gates, from_state = args[:3]
+        rows = sequence.numel() // sequence.shape[-1]
+        return int(2 * rows * (to_gates.numel() + from_state.numel()) * _RECURRENT_ON_CPU[func])
     if count is None:
         return 0
     return int(count(*args, **kwargs, out_val=result))
 
 
 _FLASH_ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default}
+_RECURRENT_ON_CPU = {
+    torch.ops.aten.mkldnn_rnn_layer.default: 1,
+    torch.ops.aten.mkldnn_rnn_layer_backward.default: 2,
+}
+"""With the number of products that each weight takes part in, for every row."""
 
 
 def dtype_of(tensors: Sequence[Tensor]) -> str:

@@ -1,0 +1,55 @@
+"""What some of the CPU's kernels keep for backward that torch's fake tensors do not show.
+
+oneDNN's recurrent layer returns its scratch as an output, whose size only oneDNN knows. It grows by
+the same bytes with every step of the sequence (pages aside), so two real calls on short ones tell it.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+
+__all__ = ["with_scratch"]
+
+_LAYER = torch.ops.aten.mkldnn_rnn_layer.default
+_SCRATCH = 3  # its place among the layer's outputs
+_SHORT = (32, 64)  # steps of the sequences that are really run
+
+
+def with_scratch(func: OpOverload, args: tuple[Any, ...], result: Any) -> Any:
+    """`result` of a call on fake tensors, with scratch of the size that a real call returns."""
+    if func is not _LAYER:
+        return result
+    outputs = list(result)
+    fake: FakeTensor = outputs[_SCRATCH]
+    if fake.numel() == 0 and args[-1]:  # only training keeps it
+        tensors, others = args[:7], args[7:]
+        shapes = tuple((tuple(one.shape), one.dtype) for one in tensors)
+        nbytes = _scratch_bytes(shapes, tuple(map(_frozen, others)))
+        outputs[_SCRATCH] = fake.new_empty(nbytes // fake.element_size())
+    return tuple(outputs)
+
+
+@cache
+def _scratch_bytes(shapes: tuple[tuple[tuple[int, ...], torch.dtype], ...], rest: Any) -> int:
+    """Of a layer on a (steps, batch, features) sequence and weights of these shapes."""
+    (steps, *features), dtype = shapes[0]
+
+    def of(length: int) -> int:
+        with unset_fake_temporarily(), torch.enable_grad():  # without, there is no scratch
+            sequence = torch.zeros(length, *features, dtype=dtype)
+            others = [torch.zeros(shape, dtype=kind) for shape, kind in shapes[1:]]
+            kept: Tensor = _LAYER(sequence, *others, *rest)[_SCRATCH]
+        return kept.numel() * kept.element_size()
+
+    if steps <= _SHORT[1]:
+        return of(int(steps))
+    short, longer = map(of, _SHORT)
+    return longer + (longer - short) * (int(steps) - _SHORT[1]) // (_SHORT[1] - _SHORT[0])
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
