@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from penstock.ir.machine import Machine
     from penstock.ir.policy import Problem
     from penstock.ir.trace import Trace
+    from penstock.search import Point
     from penstock.solve.best import Outcome
 
 __all__ = ["app", "main"]
@@ -64,6 +65,14 @@ StepArgument = Annotated[
         help="A trace file, or an architecture: hf:gpt2?batch=4&seq=512, cnn:vgg16, zoo:bert, "
         "package.module:function."
     ),
+]
+PointsOption = Annotated[int, typer.Option(min=1, help="How many budgets the curve has.")]
+ProcessesOption = Annotated[
+    int | None, typer.Option(min=1, help="How many to use; default: one for each core.")
+]
+LimitOption = Annotated[
+    float | None,
+    typer.Option(min=0.0, help="Seconds for the curve: what is not found by then is left out."),
 ]
 
 
@@ -289,29 +298,110 @@ def compare(
 def curve(
     trace: StepArgument,
     policy: Annotated[
-        list[str] | None, typer.Option("--policy", "-p", help="Which policies; default: all.")
+        list[str] | None,
+        typer.Option("--policy", "-p", help="Which policies; default: all but the exact solvers."),
     ] = None,
     machine: MachineOption = None,
-    points: Annotated[int, typer.Option(min=1, help="How many budgets.")] = 8,
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="How many to use; default: one for each core.")
+    points: PointsOption = 8,
+    processes: ProcessesOption = None,
+    limit: LimitOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Draw it here: .html, .png or .svg; .json: its data."),
     ] = None,
 ) -> None:
     """The step time for each budget and policy, from the least budget to the plain step's."""
-    from penstock import policies
+    from penstock.report.curves import curve_of, quick
+    from penstock.report.files import PAGES, check, save_curve
     from penstock.report.table import curves
-    from penstock.search import budgets_for
-    from penstock.search import curve as searched
     from penstock.source import step_and_machine
 
+    if output is not None:
+        check(output, PAGES)
     step, described = step_and_machine(trace, machine)
-    budgets, names = budgets_for(step, points), policy or list(policies.names())
+    found = _curve(step, described, policy or quick(), points, processes, limit)
+    _out.print(curves(found, step.seconds))
+    if output is not None:
+        save_curve(output, curve_of(found, step.seconds))
+
+
+@app.command()
+def report(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A trace file, an architecture such as hf:gpt2?batch=8, or a report (.json) of a "
+            "run."
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where to write it: .html, a page that needs no network; .png, .svg; .json.",
+        ),
+    ],
+    budget: Annotated[
+        list[str] | None,
+        typer.Option("--budget", "-b", help="Bytes, or a share such as 60%; may be repeated."),
+    ] = None,
+    policy: PolicyOption = "auto",
+    machine: MachineOption = None,
+    curve: Annotated[
+        bool, typer.Option(help="Also ask all quick policies for the curve over budgets.")
+    ] = True,
+    points: PointsOption = 8,
+    processes: ProcessesOption = None,
+    limit: LimitOption = None,
+) -> None:
+    """Draw a step: what fills the memory, what each lane does, and what each budget would cost."""
+    from penstock.report.curves import curve_of, quick
+    from penstock.report.files import PAGES, check, read_report, save_report, told
+    from penstock.source import step_and_machine
+
+    check(output, PAGES)
+    if (body := read_report(Path(source))) is not None:
+        if budget or machine is not None:
+            raise UsageError(
+                f"{source} is a report of a run, which had its budget and its machine: leave out -b "
+                "and -m, or name a trace (`penstock trace`)"
+            )
+        save_report(output, [body], body.get("curve"))
+        return
+    step, described = step_and_machine(source, machine)
+    problems = [_within(step, described, text) for text in budget or ["100%"]]
+    bodies = [told(problem, _solve(problem, policy)) for problem in problems]
+    drawn = None
+    if curve:
+        drawn = curve_of(_curve(step, described, quick(), points, processes, limit), step.seconds)
+    save_report(output, bodies, drawn)
+
+
+def _curve(
+    step: "Trace",
+    machine: "Machine",
+    names: list[str],
+    points: int,
+    processes: int | None,
+    limit: float | None,
+) -> "list[Point]":
+    """Search the curve, and show how far the search is."""
+    from penstock.search import budgets_for
+    from penstock.search import curve as searched
+
+    budgets = budgets_for(step, points)
     with _bar() as bar:
         task = bar.add_task("planning", total=len(budgets) * len(names))
-        found = searched(
-            step, described, budgets, names, processes=processes, told=lambda _: bar.advance(task)
+        return searched(
+            step,
+            machine,
+            budgets,
+            names,
+            processes=processes,
+            limit=limit,
+            told=lambda _: bar.advance(task),
         )
-    _out.print(curves(found, step.seconds))
 
 
 @app.command()
@@ -396,8 +486,8 @@ def import_trace(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A CUDA memory snapshot (torch.cuda.memory._dump_snapshot) or an execution trace "
-            "(torch.profiler.ExecutionTraceObserver)."
+            help="A CUDA memory snapshot (torch.cuda.memory._dump_snapshot), an execution trace "
+            "(torch.profiler.ExecutionTraceObserver), or a G10 graph (NAME.kernels.csv)."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the trace.")],

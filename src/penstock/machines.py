@@ -12,6 +12,8 @@ How the numbers are to be read:
   unless told otherwise. 16-bit rates are those of the tensor cores accumulating in float32, as torch
   does; where a card has no fast 16-bit unit that can, the rate is float32's.
 - Links are what copies reach, not what the lanes could carry.
+- `direct` rates are those at which an op uses non-volatile memory that stands beside its own. Only the CPUs
+  with Optane have any: a card reaches host memory by copies.
 - `drag` of a tier is the share of the device's memory bandwidth that its faster link takes (vDNN bounds
   the interference of a copy with compute in the same way).
 """
@@ -21,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from penstock.errors import UsageError, nearest
-from penstock.ir.machine import Device, Link, Machine, Tier
+from penstock.ir.machine import Device, Direct, Link, Machine, Tier
 from penstock.ir.store import load
 from penstock.sizes import parse_size
 
@@ -58,7 +60,7 @@ def machine(name: str) -> Machine:
     tiers = tuple(_part(text) for text in below) if below else preset.tiers
     if len({tier.name for tier in tiers}) < len(tiers):
         raise UsageError(f"machine {name!r} has two tiers of one kind: name each once")
-    return Machine(preset.device, tuple(_dragging(tier, preset.device) for tier in tiers))
+    return Machine(preset.device, tuple(_fitted(tier, preset) for tier in tiers))
 
 
 def find(named: str) -> Machine:
@@ -91,9 +93,11 @@ def _part(text: str) -> Tier:
     )
 
 
-def _dragging(tier: Tier, device: Device) -> Tier:
+def _fitted(tier: Tier, preset: "_Preset") -> Tier:
+    """The tier as it is below this device."""
     fastest = max(tier.write.bandwidth, tier.read.bandwidth)
-    return replace(tier, drag=min(fastest / device.bandwidth, 0.99))
+    drag = min(fastest / preset.device.bandwidth, 0.99)
+    return replace(tier, drag=drag, direct=preset.nvm if tier.name == "nvm" else None)
 
 
 # -- links to host memory -------------------------------------------------------------------------
@@ -112,6 +116,8 @@ _LINKS: Mapping[str, Tier] = {
     # 15.75 GB/s of lanes. Measured by papers: vDNN 12.8, FlashNeuron 13.0, AutoSwap's fit 13.2 out and
     # 12.2 in with 47 us and 9.7 us; Capuchin, SwapAdvisor, AutoTM and ZeRO-Infinity plan with 12.
     "pcie3": _host(12, 12, 10e-6),
+    # G10's simulated link: all of 16 lanes of PCIe 3, and 5 us, from its configuration (GiB, not GB).
+    "g10": _host(15.754 * _GIB / _GB, 15.754 * _GIB / _GB, 5e-6),
     # 31.5 GB/s of lanes; a pinned copy to an A100 reaches 24 to 26, the same share as above.
     "pcie4": _host(25, 25, 10e-6),
     # 63 GB/s of lanes; NVIDIA's page on nvbandwidth shows 55.6 from host to an H100.
@@ -175,10 +181,16 @@ _DRIVES: Mapping[str, Tier] = {
 class _Preset:
     device: Device
     tiers: tuple[Tier, ...]
+    nvm: Direct | None = None  # non-volatile memory beside its own, if ops reach it
 
 
 def _card(
-    name: str, gib: float, gb_per_second: float, tflops: Mapping[str, float], link: str
+    name: str,
+    gib: float,
+    gb_per_second: float,
+    tflops: Mapping[str, float],
+    link: str,
+    nvm: Direct | None = None,
 ) -> _Preset:
     device = Device(
         name=name,
@@ -186,8 +198,12 @@ def _card(
         bandwidth=gb_per_second * _GB,
         flops={dtype: rate * 1e12 for dtype, rate in tflops.items()},
     )
-    return _Preset(device, (_LINKS[link],))
+    return _Preset(device, (_LINKS[link],), nvm)
 
+
+# What all cores reach on six modules of Optane is what AutoTM's constants for synchronous moves say: 29
+# read, 12 written. A kernel keeps all cores at it as well; its whole table of kernels is not public.
+_OPTANE = Direct(read=29 * _GB, write=12 * _GB)
 
 # In each comment: the source of bandwidth and rates.
 _MACHINES: Mapping[str, _Preset] = {
@@ -356,6 +372,7 @@ _MACHINES: Mapping[str, _Preset] = {
         128,
         {"float32": 3.07, "float64": 1.54, "int8": 12.3},
         "nvm",
+        _OPTANE,
     ),
     # Xeon Gold 6252: 24 cores, 96 GB of DRAM, 756 GB of Optane (its rates as AutoTM measured them).
     "xeon-6252": _card(
@@ -364,5 +381,6 @@ _MACHINES: Mapping[str, _Preset] = {
         128,
         {"float32": 3.07, "float64": 1.54, "int8": 12.3},
         "nvm",
+        _OPTANE,
     ),
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from penstock.errors import TraceError
 from penstock.interop.execution import is_execution_trace, read_execution
+from penstock.interop.g10 import KERNELS, TENSORS, read_graph
 from penstock.interop.imported import Imported, Json
 from penstock.interop.snapshot import load_pickle, read_snapshot
 
@@ -16,15 +17,21 @@ _PICKLE = b"\x80"
 
 
 def read(path: Path, times: Path | None = None) -> Imported:
-    """Read a CUDA memory snapshot or an execution trace.
+    """Read a CUDA memory snapshot, an execution trace or a G10 graph.
 
-    `times`: for the latter, the profiler's Chrome trace of the same run. Raises `TraceError` with
-    the path and the reason.
+    `times`: for an execution trace, the profiler's Chrome trace of the same run. Raises `TraceError`
+    with the path and the reason.
     """
     content = _content(path)
+    if content.startswith(KERNELS.encode()):
+        if times is not None:
+            raise TraceError(f"{path}: a G10 graph has times of its own; leave {times} out")
+        return read_graph(path)
     try:
         if content.startswith(_PICKLE):
             return _snapshot(content, times)
+        if content.startswith(TENSORS.encode()):
+            raise TraceError("the tensors of a G10 graph; give the file of its kernels, beside it")
         body = _json(content)
         if not is_execution_trace(body):
             raise TraceError(_unknown(body))
