@@ -5,20 +5,18 @@ Idea      The optimal replacement rule, for a programme that is known beforehand
 Assumes   A step that repeats itself: the next use of model state may lie in the next step.
 Inferred  The rule's pages are of one size and come back at once; ours are not and do not. So a value
           leaves as soon as it is idle and comes back as late as the link allows, and the walk is
-          repeated while copies back or remakes need room that it did not foresee.
-Reads     The trace with its seconds, the first tier, the budget, what is given.
+          repeated while copies back or remakes need room that it did not foresee. What the first tier
+          cannot hold goes to the next.
+Reads     The trace with its seconds, the tiers, the budget, what is given.
 """
 
-from dataclasses import dataclass, replace
-from heapq import heappop, heappush
+from dataclasses import dataclass
 from typing import ClassVar
 
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Need, Paper, Problem
-from penstock.ir.trace import Gap
 from penstock.simulate.least import MOVABLE_FROM
-from penstock.solve.pressure import Pressure
-from penstock.solve.swaps import just_in_time
+from penstock.solve.farthest import farthest_first
 
 __all__ = ["Belady"]
 
@@ -40,38 +38,4 @@ class Belady:
     needs: ClassVar[frozenset[Need]] = frozenset({Need.TIER})
 
     def __call__(self, problem: Problem) -> Plan:
-        plan = problem.given
-        for _ in range(self.rounds):
-            now = replace(problem, given=plan)
-            pressure = Pressure(now)
-            if not (victims := self.walk(now, pressure)):
-                break
-            tier = problem.machine.tiers[0]
-            plan = plan.plus(just_in_time(problem.trace, tier, victims, pressure=pressure))
-        return plan
-
-    def walk(self, problem: Problem, pressure: Pressure) -> list[Gap]:
-        """The gaps to send away, each marked as relieved in `pressure`."""
-        trace, ops = problem.trace, len(problem.trace.ops)
-        opening: list[list[tuple[int, Gap]]] = [[] for _ in range(ops + 1)]
-        for gap in problem.free_gaps(self.smallest):
-            opens = gap.start + 1
-            if gap.stop is None:
-                opening[opens].append((2 * ops, gap))
-            elif gap.wraps:
-                opening[0].append((gap.stop, gap))  # away since the step before
-                opening[opens].append((ops + gap.stop, gap))
-            else:
-                opening[opens].append((gap.stop, gap))
-        idle: list[tuple[int, int, int, Gap]] = []  # latest next use first, then largest
-        chosen: dict[Gap, None] = {}  # in the order in which they were chosen
-        for op in range(ops):
-            for next_use, gap in opening[op]:
-                nbytes = trace.values[gap.value].nbytes
-                heappush(idle, (-next_use, -nbytes, gap.value, gap))
-            while pressure.over(op) > 0 and idle and -idle[0][0] > op:
-                gap = heappop(idle)[3]
-                if gap not in chosen:
-                    chosen[gap] = None
-                    pressure.relieve(gap, trace.values[gap.value].nbytes)
-        return list(chosen)
+        return farthest_first(problem, self.smallest, self.rounds)

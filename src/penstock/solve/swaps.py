@@ -1,7 +1,7 @@
 """When to send values away and call them back, once it is settled which."""
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import accumulate
 
@@ -13,7 +13,7 @@ from penstock.ir.trace import Gap, OpIndex, Trace
 from penstock.solve.best import Outcome
 from penstock.solve.pressure import Pressure
 
-__all__ = ["before", "just_in_time", "late_gaps", "op_starts"]
+__all__ = ["as_room_allows", "before", "just_in_time", "late_gaps", "op_starts"]
 
 
 def op_starts(trace: Trace) -> list[float]:
@@ -91,3 +91,33 @@ def before(swap: Swap, starts: list[float], seconds: float) -> Swap:
     while at > max(swap.evict_at, swap.gap.start) + 1 and starts[at] > wanted:
         at -= 1
     return replace(swap, prefetch_at=OpIndex(at))
+
+
+def as_room_allows(
+    trace: Trace,
+    tier: Tier,
+    gaps: Iterable[Gap],
+    pressure: Pressure,
+    *,
+    after: Callable[[Gap], int] = lambda gap: -1,
+) -> list[Swap]:
+    """Swaps that leave as soon as they are idle and come back, in the order of use, with room.
+
+    All of `gaps` count as away in `pressure`, which learns what comes back. None comes back with the
+    op `after(gap)` or before it, nor before one that is used sooner. A gap too short to leave and
+    come back in is passed over.
+    """
+    swaps: list[Swap] = []
+    queued = 0  # none starts before the one ahead of it
+    for gap in sorted(gaps, key=lambda gap: (gap.stop is None, gap.stop, gap.start)):
+        evict_at = OpIndex(gap.start + 1)
+        if gap.stop is None:
+            swaps.append(Swap(gap, tier.name, evict_at, None))
+            continue
+        earliest = 0 if gap.wraps else gap.start + 2
+        if earliest > gap.stop:
+            continue
+        wanted = min(max(earliest, after(gap) + 1, queued), gap.stop)
+        queued = pressure.earliest_return(gap, trace.values[gap.value].nbytes, wanted)
+        swaps.append(Swap(gap, tier.name, evict_at, OpIndex(queued)))
+    return sorted(swaps, key=lambda swap: (swap.evict_at, swap.gap.value))

@@ -1,0 +1,62 @@
+"""Where room lacks, send away what is needed again last: the rule, for any policy to fall back on."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from heapq import heappop, heappush
+
+from penstock.ir.plan import Plan, Swap
+from penstock.ir.policy import Problem
+from penstock.ir.trace import Gap
+from penstock.solve.pressure import Pressure
+from penstock.solve.swaps import just_in_time
+from penstock.solve.tiers import spread
+
+__all__ = ["farthest_first"]
+
+
+def farthest_first(problem: Problem, smallest: int, rounds: int = 8) -> Plan:
+    """What is given, with so many swaps more that the step fits, if any do that.
+
+    Values under `smallest` bytes stay. One walk after another, because copies back and remakes need
+    room that the walk before did not foresee.
+    """
+    plan = problem.given
+    for _ in range(rounds):
+        now = replace(problem, given=plan)
+        pressure = Pressure(now)
+        if not (victims := _walk(now, pressure, smallest)):
+            break
+        plan = plan.plus(_timed(now, victims, pressure))
+    return plan
+
+
+def _timed(problem: Problem, victims: list[Gap], pressure: Pressure) -> Iterator[Swap]:
+    for tier, gaps in spread(problem, victims):
+        yield from just_in_time(problem.trace, tier, gaps, pressure=pressure)
+
+
+def _walk(problem: Problem, pressure: Pressure, smallest: int) -> list[Gap]:
+    """The gaps to send away, each marked as relieved in `pressure`."""
+    trace, ops = problem.trace, len(problem.trace.ops)
+    opening: list[list[tuple[int, Gap]]] = [[] for _ in range(ops + 1)]
+    for gap in problem.free_gaps(smallest):
+        opens = gap.start + 1
+        if gap.stop is None:
+            opening[opens].append((2 * ops, gap))
+        elif gap.wraps:
+            opening[0].append((gap.stop, gap))  # away since the step before
+            opening[opens].append((ops + gap.stop, gap))
+        else:
+            opening[opens].append((gap.stop, gap))
+    idle: list[tuple[int, int, int, Gap]] = []  # latest next use first, then largest
+    chosen: dict[Gap, None] = {}  # in the order in which they were chosen
+    for op in range(ops):
+        for next_use, gap in opening[op]:
+            nbytes = trace.values[gap.value].nbytes
+            heappush(idle, (-next_use, -nbytes, gap.value, gap))
+        while pressure.over(op) > 0 and idle and -idle[0][0] > op:
+            gap = heappop(idle)[3]
+            if gap not in chosen:
+                chosen[gap] = None
+                pressure.relieve(gap, trace.values[gap.value].nbytes)
+    return list(chosen)
