@@ -2,29 +2,22 @@
 
 Several papers plan addresses and not only bytes (SmartPool, SwapAdvisor, AutoTM, DyMem); so does every
 compiler for devices without an allocator. The problem is dynamic storage allocation, which is hard:
-`assign` packs greedily and is at once done, `exact` gives its constraints to CP-SAT.
+`assign` packs greedily and is at once done, `exact` searches (`solve/skyline.py`) for what fits under
+a height, and asks CP-SAT for the lowest packing where that search does not tell.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penstock.errors import InternalError, NeedError, UsageError
 from penstock.ir.trace import Trace
+from penstock.solve.skyline import Buffer, pack
 
 __all__ = ["Buffer", "Packing", "assign", "best_fit", "buffers", "check", "exact"]
-
-
-class Buffer(NamedTuple):
-    """Bytes that are needed from time `start` up to, not including, time `stop`."""
-
-    start: int
-    stop: int
-    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +114,35 @@ def exact(
     seconds: float = 60.0,
     workers: int = 1,
 ) -> Packing:
-    """The lowest packing, or the lowest that CP-SAT found in `seconds`: see `proved`.
+    """The lowest packing, or the lowest that was found in `seconds`: see `proved`.
 
-    With `capacity`, any packing of at most that height will do, and the search stops at the first.
-    Needs the package `ortools`; `NeedError` if it is missing. For some hundred buffers at most.
+    With `capacity`, any packing of at most that height will do. Without it, half of the time goes to
+    the search for one as high as what is alive at once, half to CP-SAT; which needs the package
+    `ortools`: `NeedError` if it is missing. For some hundred buffers at most.
     """
     wanted = _aligned(wanted, alignment)
     start = assign(wanted)
     if start.proved or (capacity is not None and start.height <= capacity):
         return start
+    goal = start.floor if capacity is None else capacity
+    if goal < start.floor:
+        return start  # the capacity is below what is alive at once
+    found = pack(wanted, goal, seconds=seconds / 2 if capacity is None else seconds)
+    if isinstance(found, tuple):
+        return Packing(found, _height(wanted, found), start.floor)
+    # A packing can be pushed down until every offset is a sum of sizes: multiples of their divisor do.
+    unit = math.gcd(*(buffer.nbytes for buffer in wanted))
+    if found == "impossible":
+        start = replace(start, floor=(goal // unit + 1) * unit)
+    if capacity is not None or start.proved:
+        return start
+    return _lowest(wanted, start, unit, seconds / 2, workers)
+
+
+def _lowest(
+    wanted: Sequence[Buffer], start: Packing, unit: int, seconds: float, workers: int
+) -> Packing:
+    """What CP-SAT makes of `start` in `seconds`."""
     try:
         from ortools.sat.python import cp_model
     except ImportError:
@@ -137,13 +150,8 @@ def exact(
             "exact offsets need OR-tools: pip install 'penstock[solvers]', or use assign"
         ) from None
 
-    # A packing can be pushed down until every offset is a sum of sizes: multiples of their divisor do.
-    unit = math.gcd(*(buffer.nbytes for buffer in wanted))
     sizes = [buffer.nbytes // unit for buffer in wanted]
-    highest = (start.height if capacity is None else capacity) // unit
-    floor = start.floor
-    if highest * unit < floor:
-        return start  # the capacity is below what is alive at once
+    highest, floor = start.height // unit, start.floor
     model = cp_model.CpModel()
     height = model.new_int_var(floor // unit, highest, "height")
     spots, times, spaces = [], [], []
@@ -161,18 +169,14 @@ def exact(
             spaces.append(model.new_fixed_size_interval_var(spot, size, f"space {i}"))
     model.add_no_overlap_2d(times, spaces)
     model.add_cumulative(times, [size for size in sizes if size], height)  # implied, and prunes
-    if capacity is None:
-        model.minimize(height)
+    model.minimize(height)
     solver = cp_model.CpSolver()
     solver.parameters.max_time_in_seconds = seconds
     solver.parameters.num_workers = workers
     match solver.solve(model):
-        case cp_model.INFEASIBLE:  # only a capacity can be
-            return replace(start, floor=(highest + 1) * unit)
         case cp_model.OPTIMAL | cp_model.FEASIBLE:
             offsets = tuple(solver.value(spot) * unit for spot in spots)
-            if capacity is None:
-                floor = max(floor, math.ceil(solver.best_objective_bound - 1e-6) * unit)
+            floor = max(floor, math.ceil(solver.best_objective_bound - 1e-6) * unit)
             return Packing(offsets, _height(wanted, offsets), floor)
         case cp_model.UNKNOWN:
             return start  # nothing was found in time
