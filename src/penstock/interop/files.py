@@ -8,6 +8,8 @@ from penstock.errors import TraceError
 from penstock.interop.execution import is_execution_trace, read_execution
 from penstock.interop.g10 import KERNELS, TENSORS, read_graph
 from penstock.interop.imported import Imported, Json
+from penstock.interop.pipedream import is_profile, read_profile
+from penstock.interop.poet import is_poet, read_poet
 from penstock.interop.snapshot import load_pickle, read_snapshot
 
 __all__ = ["read"]
@@ -17,7 +19,7 @@ _PICKLE = b"\x80"
 
 
 def read(path: Path, times: Path | None = None) -> Imported:
-    """Read a CUDA memory snapshot, an execution trace or a G10 graph.
+    """Read a CUDA memory snapshot, an execution trace, or the graphs of G10, PipeDream and POET.
 
     `times`: for an execution trace, the profiler's Chrome trace of the same run. Raises `TraceError`
     with the path and the reason.
@@ -32,7 +34,13 @@ def read(path: Path, times: Path | None = None) -> Imported:
             return _snapshot(content, times)
         if content.startswith(TENSORS.encode()):
             raise TraceError("the tensors of a G10 graph; give the file of its kernels, beside it")
+        if is_profile(text := content.decode(errors="replace")):
+            _no_times(times, "a PipeDream profile")
+            return read_profile(text)
         body = _json(content)
+        if is_poet(body):
+            _no_times(times, "a POET graph")
+            return read_poet(body)
         if not is_execution_trace(body):
             raise TraceError(_unknown(body))
         kineto = None if times is None else _chrome(times)
@@ -53,6 +61,11 @@ def _snapshot(content: bytes, times: Path | None) -> Imported:
     if times is not None:
         raise TraceError(f"a memory snapshot has times of its own; leave {times} out")
     return read_snapshot(body)
+
+
+def _no_times(times: Path | None, what: str) -> None:
+    if times is not None:
+        raise TraceError(f"{what} has times of its own; leave {times} out")
 
 
 def _unknown(body: Json) -> str:
