@@ -37,3 +37,17 @@ def test_what_cannot_be_imported_is_one_line(tmp_path: Path, penstock: Penstock)
     ended = penstock("import", other, "-o", tmp_path / "none" / "out")
     assert ended.code == 2 and "is not a directory" in ended.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_g10_graph_is_imported_with_the_tensors_beside_it(
+    tmp_path: Path, penstock: Penstock
+) -> None:
+    graph, out = tmp_path / "step.kernels.csv", tmp_path / "step.trace"
+    graph.write_text("id,name,cycles,inputs,outputs\n0,f_Forward,1200,1,2\n1,f_Backward,1200,2,3\n")
+    (tmp_path / "step.tensors.csv").write_text("id,bytes,is_global\n1,4096,1\n2,8192,0\n3,4096,0\n")
+    ended = penstock("import", graph, "-o", out, "-m", "a100-40+g10+ssd:zssd")
+    assert ended.code == 0, ended.err
+    assert "2 ops" in ended.out and "only one kernel touches" in ended.out
+    trace, machine = load_trace(out)
+    assert (trace.label, trace.peak) == ("step", 16384)
+    assert machine is not None and [tier.name for tier in machine.tiers] == ["host", "disk"]
