@@ -55,9 +55,7 @@ def main() -> int:
     options = parser.parse_args()
     paths = sorted(folder("minimalloc", options.data).glob("*.csv"))
     instances = [read_minimalloc(path) for path in paths]
-    exact(
-        instances[0].buffers, capacity=0
-    )  # compiled, or read from the cache, before the clock runs
+    pack([Buffer(0, 2, 1)], 1, seconds=1)  # compiled, or read from the cache, not on the clock
     table = Table(title="Packed under their capacity")
     for head in ("instance", "buffers", "alive", "greedy", "packed", "seconds"):
         table.add_column(head, justify="left" if head == "instance" else "right")

@@ -268,30 +268,80 @@ def simulate(
 
 @app.command()
 def compare(
-    trace: StepArgument,
-    budget: Annotated[list[str], typer.Option("--budget", "-b", help="One or more budgets.")],
+    trace: Annotated[
+        list[str],
+        typer.Argument(
+            help="Trace files or architectures, one or more: step.trace, hf:gpt2?batch=4, zoo:bert.",
+            show_default=False,
+        ),
+    ],
+    budget: Annotated[
+        list[str],
+        typer.Option("--budget", "-b", help="One or more: bytes, or shares such as 60%."),
+    ],
     policy: Annotated[
         list[str] | None, typer.Option("--policy", "-p", help="Which policies; default: all.")
     ] = None,
-    machine: MachineOption = None,
+    machine: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--machine",
+            "-m",
+            help="One or more, by NAME (see `penstock machines`) or FILE; default: each trace's own.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Keep every point here, a line of JSON each; what the file holds already is not "
+            "done again.",
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="How many to use; default: one for each core.")
+    ] = None,
+    limit: Annotated[
+        float, typer.Option(min=0, help="Seconds after which a policy's planning is given up.")
+    ] = 120.0,
 ) -> None:
-    """Compare policies on one recorded step, by simulation."""
+    """Compare policies on steps, machines and budgets, by simulation."""
+    from itertools import product
+
     from penstock import policies
-    from penstock.report.table import comparison
+    from penstock.leaderboard import Case, standings
+    from penstock.leaderboard import compare as compared
+    from penstock.report.table import comparison, leaderboard
+    from penstock.sizes import parse_budget
     from penstock.source import step_and_machine
 
-    rows: list[tuple[int, str, Outcome | str]] = []
-    step, described = step_and_machine(trace, machine)
-    for text in budget:
-        problem = _within(step, described, text)
-        for name in policy or policies.names():
-            try:
-                rows.append((problem.budget, name, _solve(problem, name)))
-            except PenstockError as error:
-                if isinstance(error, UsageError):
-                    raise
-                rows.append((problem.budget, name, str(error).splitlines()[0]))
-    _out.print(comparison(problem.trace, rows))
+    if output is not None and not output.parent.is_dir():
+        raise UsageError(f"cannot write {output}: {output.parent} is not a directory")
+    names = list(dict.fromkeys(policy or policies.names()))
+    for name in names:
+        policies.configured(name)
+    budgets = [parse_budget(text) for text in dict.fromkeys(budget)]
+    machines: list[str | None] = [*dict.fromkeys(machine)] if machine else [None]
+    cases = []
+    for step, on in product(dict.fromkeys(trace), machines):
+        recorded, described = step_and_machine(step, on)
+        cases.append(Case(step, on or described.device.name, recorded, described))
+    with _bar() as bar:
+        task = bar.add_task("planning", total=len(cases) * len(budgets) * len(names))
+        found = compared(
+            cases,
+            budgets,
+            names,
+            results=output,
+            processes=processes,
+            limit=limit or None,
+            told=lambda _: bar.advance(task),
+        )
+    if len(cases) == 1:
+        _out.print(comparison(found))
+    if len(cases) * len(budgets) > 1:
+        _out.print(leaderboard(standings(found)))
 
 
 @app.command()

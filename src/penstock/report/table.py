@@ -1,6 +1,6 @@
 """Tables and lines for the terminal."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
@@ -8,11 +8,12 @@ from penstock.errors import mib
 from penstock.ir.machine import Machine
 from penstock.ir.timeline import Timeline
 from penstock.ir.trace import Trace
+from penstock.leaderboard import Entry, Standing
 from penstock.search import Point, by_policy, front
 from penstock.session import StepReport
 from penstock.solve.best import Outcome
 
-__all__ = ["comparison", "curves", "forecast", "holders", "step_line"]
+__all__ = ["comparison", "curves", "forecast", "holders", "leaderboard", "step_line"]
 
 
 def step_line(report: StepReport, budget: int) -> str:
@@ -53,31 +54,51 @@ def forecast(trace: Trace, machine: Machine, budget: int, found: Outcome) -> Tab
     return table
 
 
-def comparison(trace: Trace, rows: Iterable[tuple[int, str, Outcome | str]]) -> Table:
-    """Policies side by side: (budget, policy, what it gives or why it gives nothing)."""
-    table = Table(title=trace.label or None)
+def comparison(entries: Sequence[Entry]) -> Table:
+    """Policies side by side on one step: what each makes of each budget, or why it makes nothing."""
+    table = Table(title=entries[0].step if entries else None)
     for name in ("budget", "policy", "peak", "fits", "step", "of plain", "stall", "again", "moved"):
         table.add_column(name, justify="left" if name == "policy" else "right")
-    last = None
-    for budget, policy, found in rows:
-        if last is not None and budget != last:
+    for before, entry in zip((None, *entries), entries, strict=False):
+        if before is not None and entry.budget != before.budget:
             table.add_section()
-        last = budget
-        if isinstance(found, str):
-            table.add_row(mib(budget), policy, found)
+        if entry.problem:
+            table.add_row(mib(entry.budget), entry.policy, entry.problem)
             continue
-        timeline = found.timeline
         table.add_row(
-            mib(budget),
-            policy,
-            mib(timeline.peak),
-            "yes" if not found.shortfall else f"no, {mib(found.shortfall)} over",
-            f"{timeline.seconds:.4g} s",
-            _ratio(timeline.seconds, trace.seconds),
-            f"{timeline.stall_seconds:.3g} s",
-            f"{timeline.recompute_seconds:.3g} s",
-            mib(sum(timeline.traffic.values())),
+            mib(entry.budget),
+            entry.policy,
+            mib(entry.peak),
+            "yes" if entry.fits else f"no, {mib(entry.shortfall)} over",
+            f"{entry.seconds:.4g} s",
+            _ratio(entry.seconds, entry.plain),
+            f"{entry.stalled:.3g} s",
+            f"{entry.again:.3g} s",
+            mib(entry.moved),
         )
+    return table
+
+
+def leaderboard(found: Sequence[Standing]) -> Table:
+    """Policies over many problems, best first."""
+    problems = max((standing.problems for standing in found), default=0)
+    table = Table(title=f"{problems} problems: each step on each machine at each budget")
+    for name in ("policy", "fits", "of plain", "of best", "wins", "no plan", "planning"):
+        table.add_column(name, justify="left" if name == "policy" else "right")
+    for standing in found:
+        table.add_row(
+            standing.policy,
+            f"{standing.fitted / standing.problems:.0%}",
+            f"{standing.slowdown:.3f}x" if standing.fitted else "-",
+            f"{standing.behind:.3f}x" if standing.fitted else "-",
+            str(standing.wins),
+            str(standing.failed),
+            f"{standing.took:.1f} s",
+        )
+    table.caption = (
+        "of plain: the step's time over that of the step that keeps everything; of best: over that of "
+        "the fastest policy; both are means over what the policy fits. planning: the longest"
+    )
     return table
 
 
