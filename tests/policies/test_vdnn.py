@@ -152,7 +152,7 @@ def test_without_fences_no_step_is_slower(text, variant):
 
 
 def test_where_products_do_the_work_they_are_the_convolutions():
-    trace = network("zoo:gpt2")
+    trace = network("cnn:transformer?batch=2&seq=16&optimizer=none")
     found = ask(Vdnn("conv", smallest=1), trace, 2 * trace.peak)
     kinds = {kind_of(trace.ops[swap.gap.start].name) for swap in found.plan.swaps}
-    assert kinds == {LayerKind.PRODUCT}  # attention with dropout is made of products here
+    assert kinds == {LayerKind.PRODUCT}  # with dropout, attention is made of products on a CPU

@@ -15,7 +15,7 @@ Reads     The trace with its seconds, the first tier, the budget.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -31,6 +31,8 @@ from penstock.solve.paths import finish_times, seconds_to_end_of_forward
 from penstock.solve.remakes import remade_at_need
 
 __all__ = ["Meng"]
+
+_PROMOTED = 4  # times: two operands of one shape differ no more in bytes, whatever their dtypes
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +115,9 @@ def _broadcasts(trace: Trace, op: Op) -> bool:
     """Is it a sum of two activations, the smaller of which is repeated?"""
     if _bare(op) != "add" or len(op.reads) != 2:
         return False
-    return not any(trace.values[v].kind.is_state for v in op.reads) and _differ(trace, op.reads)
-
-
-def _differ(trace: Trace, values: Sequence[int]) -> bool:
-    return len({trace.values[v].nbytes for v in values}) > 1
+    one, other = (trace.values[v] for v in op.reads)
+    least, most = sorted((one.nbytes, other.nbytes))
+    return most > _PROMOTED * least and not (one.kind.is_state or other.kind.is_state)
 
 
 def _bare(op: Op) -> str:

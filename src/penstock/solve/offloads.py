@@ -52,6 +52,8 @@ def _fetched(
     found: dict[int, OpIndex] = {}
     for current in sorted(range(len(layers)), key=lambda n: (layers[n].backward, -n)):
         begins = layers[current].backward
+        if len(found) == len(due):
+            break
         if layers[current].kind is LayerKind.SOFTMAX or _is_inside(layers[current]):
             continue
         for n in reversed(range(current)):
