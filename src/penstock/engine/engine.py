@@ -53,6 +53,8 @@ Execute = Callable[[OpOverload, tuple[Any, ...], dict[str, Any]], Any]
 
 _UNKNOWN_NEED = 1 << 20
 """Bytes to make room for when a failed allocation does not say how many it wanted."""
+_UNPLANNED = 4 << 20
+"""Bytes that a process takes now and then for what is no tensor."""
 _FOREVER = 1 << 62
 _NOTHING = Instruction()
 _PLAIN = (Tensor,)  # what torch names as the classes of a call that it makes from Python
@@ -537,8 +539,8 @@ class Engine:
     def _overrun(self, lacking: int, op: str) -> None:
         if lacking > self.happened.overrun:
             self.happened.overrun, self.happened.overrun_op = lacking, op
-        # Three in a hundred is what the promise leaves to the allocator.
-        if not self.tolerant and lacking > self.budget * 3 // 100:
+        # Three in a hundred is what the promise leaves to the allocator, and to Python itself.
+        if not self.tolerant and lacking > max(self.budget * 3 // 100, _UNPLANNED):
             raise self._budget_error(lacking, op)
 
     def _budget_error(self, lacking: int, op: str) -> BudgetError:
