@@ -46,6 +46,15 @@ def test_the_curve_in_processes_is_the_curve_in_one() -> None:
     assert sorted(told, key=apart.index) == apart
 
 
+def test_what_is_not_found_in_time_says_so() -> None:
+    trace = chain()
+    budgets, names = budgets_for(trace, 2), ["keep", "chen"]
+    points = curve(trace, MACHINE, budgets, names, limit=0.0)
+    assert [(p.policy, p.budget) for p in points] == [(n, b) for n in names for b in budgets]
+    assert {p.problem for p in points} == {"not found within 0.0 s"}
+    assert front(points) == []
+
+
 def test_more_budget_is_never_slower_on_the_front() -> None:
     trace = chain()
     points = curve(trace, MACHINE, budgets_for(trace, 6), ["keep", "chen", "belady"], processes=1)

@@ -48,37 +48,58 @@ def curve(
     names: Sequence[str],
     *,
     processes: int | None = None,
+    limit: float | None = None,
     told: Callable[[Point], None] = lambda point: None,
 ) -> list[Point]:
     """Each policy at each budget, in parallel processes; `told` hears of each point as it is found.
 
     In the order of `names`, then of `budgets`. A policy that cannot plan the step says so in its
-    points; `UsageError` for a policy that does not exist is raised at once.
+    points, and so do those that were not found within `limit` seconds; `UsageError` for a policy that
+    does not exist is raised at once.
     """
     for name in names:
         policies.configured(name)
-    jobs = [(name, budget) for name in names for budget in budgets]
+    # All policies at one budget first: where time runs out, they can still be compared.
+    jobs = [(name, budget) for budget in budgets for name in names]
     workers = min(processes or os.cpu_count() or 1, len(jobs))
-    if workers <= 1:
-        found = []
-        for name, budget in jobs:
-            found.append(_point(trace, machine, name, budget))
-            told(found[-1])
-        return found
     points: dict[tuple[str, int], Point] = {}
+    if workers <= 1 and limit is None:
+        for job in jobs:
+            points[job] = _point(trace, machine, *job)
+            told(points[job])
+    else:
+        for job, point in _in_parallel(trace, machine, jobs, workers, limit):
+            points[job] = point
+            told(point)
+    ordered = [(name, budget) for name in names for budget in budgets]
+    return [
+        points.get(job) or Point(*job, problem=f"not found within {limit} s") for job in ordered
+    ]
+
+
+def _in_parallel(
+    trace: Trace,
+    machine: Machine,
+    jobs: Sequence[tuple[str, int]],
+    workers: int,
+    limit: float | None,
+) -> Iterator[tuple[tuple[str, int], Point]]:
+    """The points of `jobs` as they are found, until `limit` seconds are over."""
     # Spawned: a fork would copy the locks of torch's threads, held or not.
     with ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=_remember, initargs=(trace, machine)
     ) as pool:
         waiting = {pool.submit(_of_remembered, *job): job for job in jobs}
         try:
-            for done in as_completed(waiting):
-                points[waiting[done]] = done.result()
-                told(points[waiting[done]])
+            for done in as_completed(waiting, timeout=limit):
+                yield waiting[done], done.result()
+        except TimeoutError:
+            for worker in list(pool._processes.values()):  # one may be deep in a long search
+                worker.kill()
+            pool.shutdown(wait=False, cancel_futures=True)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return [points[job] for job in jobs]
 
 
 def front(points: Sequence[Point]) -> list[Point]:

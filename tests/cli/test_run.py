@@ -78,7 +78,7 @@ def test_reports_say_what_was_asked_predicted_and_measured(
         assert chrome["otherData"][run]["peak"] == body[run]["peak"]
 
     page = as_html.read_text()
-    assert len(page.encode()) < 6 * MIB
+    assert len(page.encode()) < MIB
     assert "<script src" not in page and "<link" not in page  # it works offline
     assert "optimizer state" in page and "disk write" in page
     assert list(tmp_path.glob(".out*")) == []  # no half-written file is left

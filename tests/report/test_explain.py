@@ -15,10 +15,9 @@ from penstock.report.explain import (
     calm_budget,
     explain,
     explain_report,
-    fullest,
-    module_of,
     reasons,
 )
+from penstock.report.fullest import fullest, module_of
 from penstock.solve.best import outcome
 
 MIB = 2**20
@@ -43,9 +42,14 @@ def explained(trace, plan, machine, budget=None, calm=None):
     return "\n".join(map(str, explain(problem, outcome(problem, plan), calm)))
 
 
+def most_of(problem, plan):
+    found = outcome(problem, plan)
+    return fullest(found.schedule, found.timeline)
+
+
 def test_the_fullest_moment_is_told_by_kind_and_by_value(machine):
     problem = Problem(STEP, machine, STEP.peak)
-    most = fullest(STEP, outcome(problem, Plan()))
+    most = most_of(problem, Plan())
     # While dense' runs (from 8 s on): x, both weights, h, s, d, e, 2 MiB of workspace.
     assert (most.seconds, most.op, most.nbytes) == (8.0, 4, STEP.peak)
     assert dict(most.kinds) == {
@@ -81,7 +85,7 @@ def test_modules_are_rolled_up_until_they_are_few(machine):
     step = parse("\n".join(lines))
     step = in_modules(step, *(f"net.{n % 40 // 10}.{n % 10}" for n in range(80)))
     step = replace(step, values=tuple(replace(value, name="") for value in step.values))
-    found = fullest(step, outcome(Problem(step, machine, step.peak), Plan()))
+    found = most_of(Problem(step, machine, step.peak), Plan())
     assert {module for module, _ in found.modules} == {"", "net.0", "net.1", "net.2", "net.3"}
     assert dict(found.modules)["net.2"] == 10 * MIB
 

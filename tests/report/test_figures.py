@@ -14,7 +14,7 @@ from penstock.ir.policy import Problem
 from penstock.ir.text import parse
 from penstock.ir.trace import Gap
 from penstock.report.document import run
-from penstock.report.figures import figure, image
+from penstock.report.figures import curve_figure, figure, image
 from penstock.report.files import check, save_timeline
 from penstock.solve.best import outcome
 
@@ -102,3 +102,35 @@ def test_without_matplotlib_the_extra_is_named_before_the_run(monkeypatch, tmp_p
     with pytest.raises(UsageError, match=r"pip install 'penstock\[plots\]'"):
         check(tmp_path / "out.png")
     check(tmp_path / "out.html")
+
+
+CURVE = {
+    "plain": 8.0,
+    "policies": [
+        {"name": "keep", "points": [[8 * MIB, 8.0, 8 * MIB]], "missing": "its plans do not fit"},
+        {
+            "name": "swap",
+            "points": [[4 * MIB, 32.0, 4 * MIB], [8 * MIB, 9.0, 8 * MIB]],
+            "missing": "",
+        },
+    ],
+    "front": [[4 * MIB, 32.0, "swap"], [8 * MIB, 8.0, "keep"]],
+}
+
+
+def test_the_curve_shows_each_policy_and_the_front():
+    (axes,) = curve_figure(CURVE).axes
+    lines = {line.get_label(): line for line in axes.lines}
+    assert list(lines) == ["Pareto front", "without a budget", "keep", "swap"]
+    assert list(lines["swap"].get_xdata()) == [4, 8] and list(lines["swap"].get_ydata()) == [32, 9]
+    assert list(lines["Pareto front"].get_ydata()) == [32, 8]
+    assert axes.get_yscale() == "log"  # 32 s beside 8 s
+
+
+def test_the_curve_stands_below_the_lanes(body):
+    drawn = figure({**body, "curve": CURVE})
+    assert [axes.get_title(loc="left") for axes in drawn.axes][-2:] == [
+        "Lanes, measured",
+        "Step time by budget",
+    ]
+    assert image({**body, "curve": CURVE}, "svg") == image({**body, "curve": CURVE}, "svg")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from penstock.ir.timeline import COMPUTE
-from penstock.report.palette import KINDS, lane_colour
+from penstock.report.palette import KINDS, KINDS_ON_DARK, SERIES, lane_colour
 
 # What full colour blindness makes of linear RGB: Machado, Oliveira and Fernandes, "A
 # physiologically-based model for simulation of color vision deficiency", 2009, severity 1.0.
@@ -44,14 +44,21 @@ def f(t):
     return np.cbrt(t) if t > 0.008856 else 7.787 * t + 16 / 116
 
 
+LANES = {lane: lane_colour(lane) for lane in (COMPUTE, "recompute", "stall", "disk read")}
+
+
 @pytest.mark.parametrize("sight", SIGHT)
 @pytest.mark.parametrize(
-    "colours",
-    [KINDS, {lane: lane_colour(lane) for lane in (COMPUTE, "recompute", "stall", "disk read")}],
-    ids=["kinds", "lanes"],
+    "colours", [KINDS, KINDS_ON_DARK, LANES], ids=["kinds", "kinds on dark", "lanes"]
 )
 def test_any_two_colours_are_far_apart(colours, sight):
     # 2.3 is just noticeable side by side; a legend needs several times that.
     for one, other in combinations(colours, 2):
         distance = np.linalg.norm(as_lab(colours[one], sight) - as_lab(colours[other], sight))
         assert distance > 15, (one, other, distance)
+
+
+def test_the_colours_of_policies_are_told_apart_by_full_sight():
+    # Marks and dashes help where two policies are near; names are shown for the line pointed at.
+    for one, other in combinations(SERIES, 2):
+        assert np.linalg.norm(as_lab(one, "full") - as_lab(other, "full")) > 25, (one, other)

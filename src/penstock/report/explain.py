@@ -5,33 +5,31 @@ Facts are found by functions that return data, and made into text by those below
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, assert_never
+from typing import assert_never
 
 from penstock.errors import mib
 from penstock.ir.lineage import lineage
 from penstock.ir.machine import Tier
-from penstock.ir.plan import Decision, Recompute, Residency, Swap
+from penstock.ir.plan import Place, Recompute, Residency, Swap
 from penstock.ir.policy import Problem
 from penstock.ir.schedule import Cause
 from penstock.ir.timeline import COMPUTE, WORKSPACE, Timeline
-from penstock.ir.trace import Gap, Kind, OpIndex, Trace, ValueId
+from penstock.ir.trace import Gap, Kind, OpIndex, Trace
 from penstock.report.document import Json
-from penstock.simulate.holders import holders
+from penstock.report.fullest import Share, fullest
+from penstock.report.words import duration, spoken
 from penstock.simulate.least import least_budget
 from penstock.solve.best import Outcome
 from penstock.solve.swaps import late_gaps
 
 __all__ = [
-    "Fullest",
     "Paragraph",
     "Reason",
     "calm_budget",
     "explain",
     "explain_report",
-    "fullest",
-    "module_of",
     "reasons",
 ]
 
@@ -39,8 +37,6 @@ _CALM = 1.01
 """A step this near to the one without a budget counts as costing nothing."""
 _PROBES = 6
 """Budgets that `calm_budget` tries: they narrow the range to a sixty-fourth."""
-_MODULES = 12
-"""Modules are told apart as deep down as leaves at most this many."""
 _SHOWN = 8
 """Values and decisions that are listed by name."""
 
@@ -56,27 +52,11 @@ class Paragraph:
         return "\n".join([self.title, *(f"  {line}" for line in self.lines)])
 
 
-Share: TypeAlias = tuple[str, int]
-"""What, and its bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fullest:
-    """The moment at which the device holds most, and what it holds then, largest first."""
-
-    seconds: float  # since the step began
-    op: OpIndex | None  # the op that runs then; None: the first has not begun
-    nbytes: int
-    kinds: tuple[Share, ...]  # workspace and allocator among them
-    modules: tuple[Share, ...]  # of values alone
-    values: tuple[ValueId, ...]
-
-
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """One decision with what it frees and what it costs."""
+    """One decision about a gap with what it frees and what it costs."""
 
-    decision: Decision
+    decision: Swap | Recompute
     nbytes: int
     idle_seconds: float  # from the use before to the use after, as predicted
     copy_seconds: float | None  # out and back, alone on the links; None: there is no tier
@@ -98,35 +78,8 @@ def explain(problem: Problem, found: Outcome, calm: int | None = None) -> tuple[
 # -- facts ---------------------------------------------------------------------------------------
 
 
-def fullest(trace: Trace, found: Outcome) -> Fullest:
-    """When the device holds most under a plan, and what it holds then."""
-    timeline = found.timeline
-    point = int(timeline.total.argmax())
-    seconds = float(timeline.times[point])
-    values = holders(found.schedule, timeline, point)
-    modules: Counter[str] = Counter()
-    for value in values:
-        modules[module_of(trace, value)] += trace.values[value].nbytes
-    return Fullest(
-        seconds,
-        _op_at(timeline, seconds),
-        timeline.peak,
-        tuple(timeline.at_peak().items()),
-        tuple(_rolled_up(modules).most_common()),
-        values,
-    )
-
-
-def module_of(trace: Trace, value: ValueId) -> str:
-    """The module whose state a value is or that made it; empty if none did."""
-    it = trace.values[value]
-    if it.name:  # `exp_avg of decoder.3.weight` belongs to decoder.3
-        return it.name.rpartition(" of ")[2].rpartition(".")[0]
-    return "" if it.producer is None else trace.ops[it.producer].module
-
-
 def reasons(problem: Problem, found: Outcome) -> tuple[Reason, ...]:
-    """The decisions of a plan with what speaks for them, the largest values first."""
+    """The decisions of a plan about gaps with what speaks for them, the largest values first."""
     if not found.plan.decisions:
         return ()
     trace, tiers = problem.trace, problem.machine.tiers
@@ -134,7 +87,7 @@ def reasons(problem: Problem, found: Outcome) -> tuple[Reason, ...]:
     late, residency = late_gaps(found), Residency(trace, found.plan)
     worst = int(trace.live.argmax())
 
-    def reason(decision: Decision) -> Reason:
+    def reason(decision: Swap | Recompute) -> Reason:
         gap = decision.gap
         nbytes = trace.values[gap.value].nbytes
         again: tuple[OpIndex, ...] = ()
@@ -158,7 +111,7 @@ def reasons(problem: Problem, found: Outcome) -> tuple[Reason, ...]:
             gap.covers(worst),
         )
 
-    found_reasons = map(reason, found.plan.decisions)
+    found_reasons = map(reason, (*found.plan.swaps, *found.plan.recomputes))
     return tuple(sorted(found_reasons, key=lambda it: (-it.nbytes, -it.idle_seconds)))
 
 
@@ -193,26 +146,6 @@ def _is_calm(trace: Trace, found: Outcome) -> bool:
     return not found.shortfall and found.timeline.seconds <= _CALM * trace.seconds
 
 
-def _op_at(timeline: Timeline, seconds: float) -> OpIndex | None:
-    """The op that runs then, or that ran last before."""
-    begun = (timeline.span_lane == 0) & (timeline.span_start <= seconds)
-    runs = timeline.span_ref[begun]
-    return OpIndex(int(runs[-1])) if runs.size else None
-
-
-def _rolled_up(modules: Counter[str]) -> Counter[str]:
-    """The same bytes by the deepest level of modules at which they are few."""
-    found = modules
-    deepest = max((path.count(".") for path in modules), default=0)
-    for depth in range(deepest + 1, 0, -1):
-        found = Counter()
-        for path, nbytes in modules.items():
-            found[".".join(path.split(".")[:depth])] += nbytes
-        if len(found) <= _MODULES:
-            break
-    return found
-
-
 def _idle_seconds(timeline: Timeline) -> Callable[[Gap], float]:
     """For a gap: the predicted seconds between the use that opens it and the one that closes it."""
     first = (timeline.span_lane == 0) & ~timeline.span_again
@@ -233,13 +166,13 @@ def _idle_seconds(timeline: Timeline) -> Callable[[Gap], float]:
 def _memory(trace: Trace, found: Outcome) -> Paragraph:
     if not found.timeline.times.size:
         return Paragraph("The step holds nothing.", ())
-    most = fullest(trace, found)
+    most = fullest(found.schedule, found.timeline)
     when = "before the first op"
     if most.op is not None:
         op = trace.ops[most.op]
         when = f"in {op.phase}, {trace.describe_op(op.index)}"
     lines = [
-        f"{mib(most.nbytes)} at {_s(most.seconds)} of {_s(found.timeline.seconds)}, {when}",
+        f"{mib(most.nbytes)} at {duration(most.seconds)} of {duration(found.timeline.seconds)}, {when}",
         f"by kind: {_shares(_spoken_of(most.kinds), most.nbytes)}",
     ]
     if any(module for module, _ in most.modules):
@@ -248,7 +181,7 @@ def _memory(trace: Trace, found: Outcome) -> Paragraph:
     lines.append("the largest values:")
     for value in most.values[:_SHOWN]:
         it = trace.values[value]
-        lines.append(f"  {mib(it.nbytes)}  {_spoken(it.kind)}  {trace.describe(value)}")
+        lines.append(f"  {mib(it.nbytes)}  {spoken(it.kind)}  {trace.describe(value)}")
     return Paragraph("Where the memory goes, when the device is fullest", tuple(lines))
 
 
@@ -264,21 +197,35 @@ def _shares(shares: Iterable[Share], of: int) -> str:
 def _decisions(problem: Problem, found: Outcome) -> Paragraph:
     trace, title = problem.trace, "What was decided, and why"
     known = reasons(problem, found)
-    if not known:
+    if not found.plan.decisions:
         fits = problem.budget >= trace.peak + trace.slack
         why = "the whole step fits" if fits else "this plan decides nothing"
         return Paragraph(title, (f"everything is kept: {why}",))
-    lines = [_tally(known, "swapped", Swap), _tally(known, "recomputed", Recompute)]
+    lines = [
+        _tally(known, "swapped", Swap),
+        _tally(known, "recomputed", Recompute),
+        _placed(trace, found.plan.places),
+    ]
     lines += [_in_words(trace, reason) for reason in known[:_SHOWN]]
     if hidden := len(known) - _SHOWN:
         lines += [f"and {hidden} more"] if hidden > 0 else []
     return Paragraph(title, tuple(filter(None, lines)))
 
 
-def _tally(known: Iterable[Reason], what: str, sort: type[Decision]) -> str:
+def _tally(known: Iterable[Reason], what: str, sort: type[Swap | Recompute]) -> str:
     nbytes = [reason.nbytes for reason in known if isinstance(reason.decision, sort)]
     values = f"{len(nbytes)} value{'s' if len(nbytes) != 1 else ''}"
     return f"{values} {what}, {mib(sum(nbytes))} in all" if nbytes else ""
+
+
+def _placed(trace: Trace, places: Sequence[Place]) -> str:
+    storages = {trace.values[place.value].storage: place.value for place in places}
+    nbytes = sum(trace.values[value].nbytes for value in storages.values())
+    values = f"{len(storages)} value{'s' if len(storages) != 1 else ''}"
+    tiers = ", ".join(sorted({place.tier for place in places}))
+    return (
+        f"{values} placed in {tiers}, where ops reach them, {mib(nbytes)} in all" if places else ""
+    )
 
 
 def _in_words(trace: Trace, reason: Reason) -> str:
@@ -288,21 +235,21 @@ def _in_words(trace: Trace, reason: Reason) -> str:
         stop += " of the next step"
     peak = ", while the step is fullest" if reason.is_away_at_peak else ""
     head = (
-        f"{trace.describe(gap.value)}, {mib(reason.nbytes)}, idle for {_s(reason.idle_seconds)} "
+        f"{trace.describe(gap.value)}, {mib(reason.nbytes)}, idle for {duration(reason.idle_seconds)} "
         f"from op {gap.start} to {stop}{peak}"
     )
     match decision:
         case Swap(tier=tier):
             assert reason.copy_seconds is not None
             way = "out" if gap.stop is None else "out and back"
-            return f"{head}: swapped to {tier}, {way} in {_s(reason.copy_seconds)}, " + (
+            return f"{head}: swapped to {tier}, {way} in {duration(reason.copy_seconds)}, " + (
                 "and waited for" if reason.is_late else "without being waited for"
             )
         case Recompute():
             seconds = sum(trace.ops[op].seconds for op in reason.remake_ops)
             ops = f"{len(reason.remake_ops)} op{'s' if len(reason.remake_ops) != 1 else ''}"
             rate = seconds / (reason.nbytes / 2**20) if reason.nbytes else 0.0
-            cost = f"remade by {ops} in {_s(seconds)}, {_s(rate)} a MiB"
+            cost = f"remade by {ops} in {duration(seconds)}, {duration(rate)} a MiB"
             return f"{head}: {cost}{_against_a_copy(reason, seconds)}"
         case _:
             assert_never(decision)
@@ -313,9 +260,9 @@ def _against_a_copy(reason: Reason, seconds: float) -> str:
     if copy is None:
         return "; there is no tier to copy it to"
     if copy > reason.idle_seconds:
-        return f"; a copy out and back takes {_s(copy)}, longer than it is idle"
+        return f"; a copy out and back takes {duration(copy)}, longer than it is idle"
     if seconds < copy:
-        return f"; a copy out and back keeps the links busy for {_s(copy)}"
+        return f"; a copy out and back keeps the links busy for {duration(copy)}"
     return ""
 
 
@@ -327,7 +274,7 @@ def _limits(problem: Problem, found: Outcome) -> Paragraph:
     plain, again = trace.seconds, timeline.recompute_seconds
     dragged = timeline.busy(COMPUTE) - again - sum(op.seconds for op in trace.ops)
     over = f" ({timeline.seconds / plain - 1:+.1%})" if plain else ""
-    lines = [f"{_s(timeline.seconds)} a step, {_s(plain)} without a budget{over}"]
+    lines = [f"{duration(timeline.seconds)} a step, {duration(plain)} without a budget{over}"]
     lines += [
         f"waiting {_CAUSES[cause]}: {_part(seconds, timeline.seconds)}"
         for cause, seconds in timeline.stalls.items()
@@ -379,7 +326,7 @@ def _verdict(timeline: Timeline, plain: float, dragged: float) -> str:
 
 
 def _part(seconds: float, of: float) -> str:
-    return f"{_s(seconds)} ({seconds / of:.0%})" if of else _s(seconds)
+    return f"{duration(seconds)} ({seconds / of:.0%})" if of else duration(seconds)
 
 
 # -- what to change ------------------------------------------------------------------------------
@@ -401,7 +348,7 @@ def _advice(problem: Problem, found: Outcome, calm: int | None) -> Paragraph:
     if found.timeline.peak:
         kind, nbytes = next(iter(found.timeline.at_peak().items()))
         share = nbytes / found.timeline.peak
-        lines.append(f"{_spoken(kind)} is the most of the peak ({share:.0%}): {_remedy(kind)}")
+        lines.append(f"{spoken(kind)} is the most of the peak ({share:.0%}): {_remedy(kind)}")
     return Paragraph("What to change", tuple(lines))
 
 
@@ -440,7 +387,7 @@ def explain_report(body: Json) -> tuple[Paragraph, ...]:
         of, peak = run["seconds"], run["peak"]
         lines = [
             f"{mib(peak)} at the peak: {_shares(_spoken_of(run['at_peak'].items()), peak)}",
-            f"{_s(of)} a step",
+            f"{duration(of)} a step",
         ]
         lines += [
             f"waiting {_CAUSES[Cause(cause)]}: {_part(seconds, of)}"
@@ -460,7 +407,7 @@ def _run_facts(body: Json) -> Iterator[str]:
     without, steps = body["without_budget"], body["steps"]
     yield f"budget {mib(body['budget'])}, policy {body['policy']}, {body['machine']['device']['name']}"
     if without is not None:
-        yield f"without a budget: {mib(without['peak'])}, {_s(without['seconds'])} a step"
+        yield f"without a budget: {mib(without['peak'])}, {duration(without['seconds'])} a step"
         yield f"no plan does with less than {mib(body['least_budget'])}"
     planned = [step for step in steps if step["mode"] == "planned"]
     yield f"{len(steps)} steps, {len(planned)} of them planned"
@@ -483,15 +430,4 @@ def _errors(body: Json) -> Iterator[str]:
 
 
 def _spoken_of(kinds: Iterable[Share]) -> Iterator[Share]:
-    return ((_spoken(kind), nbytes) for kind, nbytes in kinds)
-
-
-def _spoken(kind: str) -> str:
-    return kind.replace("_", " ")
-
-
-def _s(seconds: float) -> str:
-    """Seconds as people read them."""
-    if seconds >= 1 or seconds == 0:
-        return f"{seconds:.3g} s"
-    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
+    return ((spoken(kind), nbytes) for kind, nbytes in kinds)

@@ -11,20 +11,33 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from penstock.errors import TraceError, UsageError, nearest
+from penstock.errors import PenstockError, TraceError, UsageError, nearest
 from penstock.ir import store
 from penstock.ir.policy import Problem
 from penstock.report.chrome import chrome_trace
-from penstock.report.document import Json, document, run, runs_of
-from penstock.report.figures import image, require_matplotlib
+from penstock.report.curves import brief
+from penstock.report.document import Json, document, planned, run, runs_of
+from penstock.report.explain import explain
+from penstock.report.figures import curve_image, image, require_matplotlib
 from penstock.session import Session
 from penstock.solve.best import Outcome
 
-__all__ = ["check", "leaving", "read_report", "save_timeline"]
+__all__ = [
+    "PAGES",
+    "check",
+    "leaving",
+    "read_report",
+    "save_curve",
+    "save_report",
+    "save_timeline",
+    "told",
+]
 
 _CHROME = (".perfetto.json", ".trace.json")
 _PICTURES: dict[str, Literal["png", "svg"]] = {".png": "png", ".svg": "svg"}
 _ENDINGS = (".html", ".json", *_CHROME, *_PICTURES)
+PAGES = (".html", ".json", *_PICTURES)
+"""What a report can be that is no recording of one run."""
 
 
 def leaving(paths: Sequence[Path]) -> Callable[[Session], None] | None:
@@ -39,6 +52,11 @@ def leaving(paths: Sequence[Path]) -> Callable[[Session], None] | None:
 
     def leave(session: Session) -> None:
         body = document(session)
+        trace, found = session.trace, session.outcome
+        if trace is not None and found is not None:
+            body["words"] = _words(Problem(trace, session.machine, body["budget"]), found)
+            if any(path.suffix in (".html", *_PICTURES) for path in paths):
+                body["curve"] = brief(trace, session.machine)
         for path in paths:
             try:
                 _write(path, _report(path, session, body))
@@ -48,11 +66,11 @@ def leaving(paths: Sequence[Path]) -> Callable[[Session], None] | None:
     return leave if paths else None
 
 
-def check(path: Path) -> None:
+def check(path: Path, endings: Sequence[str] = _ENDINGS) -> None:
     """Raise `UsageError` unless a report can be written to `path`."""
-    if not path.name.endswith(_ENDINGS):
-        *others, last = _ENDINGS
-        hint = nearest(path.suffix, _ENDINGS)
+    if not path.name.endswith(tuple(endings)):
+        *others, last = endings
+        hint = nearest(path.suffix, endings)
         raise UsageError(f"report {path}: its name must end in {', '.join(others)} or {last}{hint}")
     if path.suffix in _PICTURES:
         require_matplotlib()
@@ -66,6 +84,46 @@ def check(path: Path) -> None:
         raise UsageError(
             f"cannot write report {path}: {error.strerror}; name a directory that you may write to"
         ) from None
+
+
+def told(problem: Problem, found: Outcome) -> Json:
+    """The report of a plan that has not run, with what there is to say of it in words."""
+    return {**planned(problem, found), "words": _words(problem, found)}
+
+
+def _words(problem: Problem, found: Outcome) -> list[Json]:
+    try:
+        paragraphs = explain(problem, found)
+    except PenstockError as error:
+        return [{"title": "This plan cannot be explained", "lines": [str(error)]}]
+    return [{"title": it.title, "lines": list(it.lines)} for it in paragraphs]
+
+
+def save_report(path: Path, bodies: Sequence[Json], curve: Json | None) -> None:
+    """Write documents of one step, each under another budget, and the curve over all budgets.
+
+    A picture and a .json hold the first document alone.
+    """
+    if path.suffix == ".html":
+        from penstock.report.html import page
+
+        _write(path, page(bodies, curve).encode())
+    elif (form := _PICTURES.get(path.suffix)) is not None:
+        _write(path, image({**bodies[0], "curve": curve}, form))
+    else:
+        _write(path, _json({**bodies[0], "curve": curve}))
+
+
+def save_curve(path: Path, curve: Json) -> None:
+    """Write the curve from budget to step time: as a page, a picture or data."""
+    if path.suffix == ".html":
+        from penstock.report.html import page
+
+        _write(path, page([], curve).encode())
+    elif (form := _PICTURES.get(path.suffix)) is not None:
+        _write(path, curve_image(curve, form))
+    else:
+        _write(path, _json(curve))
 
 
 def save_timeline(path: Path, problem: Problem, found: Outcome) -> None:
@@ -85,7 +143,7 @@ def _report(path: Path, session: Session, body: Json) -> bytes:
     if path.suffix == ".html":
         from penstock.report.html import page
 
-        return page(body).encode()
+        return page([body], body.get("curve")).encode()
     if (form := _PICTURES.get(path.suffix)) is not None:
         return image(body, form)
     if path.name.endswith(_CHROME):

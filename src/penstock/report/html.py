@@ -1,189 +1,329 @@
-"""A report as one web page that needs nothing else: pictures, facts, a table of the steps."""
+"""A report as one web page that needs nothing else: figures, pictures, words, a table of the steps.
 
-from collections.abc import Iterable
+The page carries its style (`page.css`), its script (`page.js`) and the data that the script draws.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from html import escape
-from typing import Any
-
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
-from plotly.subplots import make_subplots
+from importlib.resources import files
 
 from penstock.errors import mib
 from penstock.report.document import Json
-from penstock.report.palette import BUDGET, HELD, KINDS, lane_colour
+from penstock.report.palette import BUDGET, HELD, KINDS, KINDS_ON_DARK, SERIES, lane_colour
+from penstock.report.words import duration, off, spoken
 
 __all__ = ["page"]
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1e23; --paper: #fff; --line: #d0d4da; }
-@media (prefers-color-scheme: dark) { :root { --ink: #d7dae0; --paper: #16181c; --line: #3a3f47; } }
-body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-       max-width: 1200px; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem .7rem; border-bottom: 1px solid var(--line);
-         white-space: nowrap; }
-td.text { white-space: normal; }
-th:first-child, td:first-child, td.text { text-align: left; }
-.wide { overflow-x: auto; }
-"""
-
-# Plotly draws its text in one colour; take the page's, and follow it when it changes.
-_FOLLOW_THE_PAGE = """
-const picture = document.getElementById('picture');
-function ink() {
-  const colour = getComputedStyle(document.body).color;
-  Plotly.relayout(picture, {'font.color': colour});
-}
-matchMedia('(prefers-color-scheme: dark)').addEventListener('change', ink);
-ink();
-"""
+_RUNS = ("predicted", "measured")
 
 
-def page(body: Json) -> str:
-    """A report's document as a page."""
-    runs = {name: body[name] for name in ("predicted", "measured") if body[name] is not None}
-    parts = ["<h1>Penstock report</h1>", _facts(body)]
-    script = ""
-    if runs:
-        picture = _picture(runs, body["budget"])
-        drawn = picture.to_html(
-            full_html=False,
-            include_plotlyjs=False,
-            div_id="picture",
-            config={"responsive": True, "displaylogo": False},
-        )
-        parts += ["<h2>One step under the plan</h2>", drawn]
-        script = f"<script>{_FOLLOW_THE_PAGE}</script>"
-    else:
-        parts.append("<p>No step was planned, so there is nothing to draw.</p>")
-    parts += ["<h2>Steps</h2>", _steps(body["steps"], body["budget"])]
-    library = f"<script>{get_plotlyjs()}</script>" if runs else ""
+def page(bodies: Sequence[Json], curve: Json | None = None) -> str:
+    """Documents of one step, each under another budget, and the curve over all budgets, as a page.
+
+    With several documents the page shows one at a time; without any, the curve alone.
+    """
+    label = next((body["label"] for body in bodies if body.get("label")), "")
+    title = f"{label}: Penstock report" if label else "Penstock report"
+    parts = [f"<header><p>Penstock report</p><h1>{escape(label or 'One step')}</h1></header>"]
+    if len(bodies) > 1:
+        parts.append(_choice(bodies))
+    parts += [_view(number, body) for number, body in enumerate(bodies)]
+    if curve is not None:
+        parts.append(_curve(curve))
+    data = {"views": [_drawn(body) for body in bodies], "curve": curve, "kinds": list(KINDS)}
+    # "<" would let a name in the data end the script.
+    carried = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>Penstock report</title><style>{_STYLE}</style>{library}</head>"
-        f"<body>{''.join(parts)}{script}</body></html>\n"
+        f"<title>{escape(title)}</title><style>{_colours()}{_part('page.css')}</style></head>"
+        f"<body>{''.join(parts)}"
+        f"<script type='application/json' id='data'>{carried}</script>"
+        f"<script>{_part('page.js')}</script></body></html>\n"
     )
 
 
-# -- pictures -----------------------------------------------------------------------------------
+@cache
+def _part(name: str) -> str:
+    return files("penstock.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _picture(runs: dict[str, Json], budget: int) -> go.Figure:
-    """For each run, what fills the memory and what the lanes do, all over the same time."""
-    titles = [f"{what}, {run}" for run in runs for what in ("Memory by kind of value", "Lanes")]
-    figure = make_subplots(
-        rows=len(titles),
-        shared_xaxes="all",
-        subplot_titles=titles,
-        row_heights=[0.66, 0.34] * len(runs),
-        vertical_spacing=0.06,
+def _colours() -> str:
+    """The palette for the style sheet and the script: `--kind-activation`, `--lane-stall` and so on."""
+    lanes = {lane: lane_colour(lane) for lane in ("compute", "recompute", "stall", "copy")}
+    series = {str(number): colour for number, colour in enumerate(SERIES)}
+    light = [("kind", KINDS), ("lane", lanes), ("series", series)]
+    return (
+        f":root{{--budget:{BUDGET};--held:{HELD};{''.join(_variables(*it) for it in light)}}}"
+        f"@media (prefers-color-scheme: dark){{:root{{{_variables('kind', KINDS_ON_DARK)}}}}}"
     )
-    shown: set[str] = set()
-    for number, run in enumerate(runs.values()):
-        memory, lanes = 2 * number + 1, 2 * number + 2
-        for trace in _memory(run, shown):
-            figure.add_trace(trace, row=memory, col=1)
-        figure.add_hline(
-            y=budget / 2**20,
-            line={"dash": "dash", "width": 1.5, "color": BUDGET},
-            annotation_text=f"budget {mib(budget)}",
-            row=memory,
-            col=1,
-        )
-        for trace in _lanes(run["lanes"]):
-            figure.add_trace(trace, row=lanes, col=1)
-        figure.update_yaxes(title_text="MiB", rangemode="tozero", row=memory, col=1)
-        figure.update_yaxes(autorange="reversed", row=lanes, col=1)
-    figure.update_xaxes(title_text="seconds since the step began", row=len(titles), col=1)
-    figure.update_xaxes(showticklabels=True, gridcolor="rgba(128,128,128,.25)")
-    figure.update_yaxes(gridcolor="rgba(128,128,128,.25)")
-    figure.update_layout(
-        height=520 * len(runs),
-        barmode="overlay",
-        bargap=0.25,
-        hovermode="closest",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 60, "r": 10, "t": 40, "b": 40},
-        legend={"orientation": "h", "y": -0.06},
-    )
-    return figure
 
 
-def _memory(run: Json, shown: set[str]) -> Iterable[go.Scatter]:
-    """Stacked areas by kind; where it was measured, also what the device held. Legends once."""
-    curve = run["curve"]
-    for kind, colour in KINDS.items():
-        if kind not in curve["bytes"]:
-            continue
-        name = kind.replace("_", " ")
-        yield go.Scatter(
-            x=[*curve["times"], run["seconds"]],
-            y=_in_mib([*curve["bytes"][kind], *curve["bytes"][kind][-1:]]),
-            name=name,
-            legendgroup=kind,
-            showlegend=kind not in shown,
-            stackgroup="kinds",
-            line={"shape": "hv", "width": 0, "color": colour},
-            hovertemplate=f"{name} %{{y:,.0f}} MiB at %{{x:.3f}} s<extra></extra>",
-        )
-        shown.add(kind)
-    if held := run.get("held"):
-        yield go.Scatter(
-            x=held["times"],
-            y=_in_mib(held["bytes"]),
-            name="held by the device",
-            mode="lines",
-            line={"width": 1.2, "color": HELD},
-            hovertemplate="device %{y:,.0f} MiB at %{x:.3f} s<extra></extra>",
-        )
+def _variables(group: str, colours: dict[str, str]) -> str:
+    return "".join(f"--{group}-{name}:{colour};" for name, colour in colours.items())
 
 
-def _lanes(lanes: dict[str, list[list[Any]]]) -> Iterable[go.Bar]:
-    for lane, stretches in lanes.items():
-        yield go.Bar(
-            orientation="h",
-            base=[start for start, _, _ in stretches],
-            x=[end - start for start, end, _ in stretches],
-            y=[lane] * len(stretches),
-            customdata=[[end - start, what] for start, end, what in stretches],
-            marker={"color": lane_colour(lane), "line": {"width": 0}},
-            showlegend=False,
-            hovertemplate=f"{lane} %{{customdata[0]:.4f}} s: %{{customdata[1]}}<extra></extra>",
-        )
-
-
-def _in_mib(nbytes: Iterable[int]) -> list[float]:
-    return [round(n / 2**20, 2) for n in nbytes]
-
-
-# -- tables -------------------------------------------------------------------------------------
-
-
-def _facts(body: Json) -> str:
-    without, predicted = body["without_budget"], body["predicted"]
-    facts = {
-        "budget": mib(body["budget"]),
-        "policy": body["policy"],
-        "device": f"{body['machine']['device']['name']}, {mib(body['machine']['device']['memory'])}",
-        "tiers below": ", ".join(f"{t['name']} {mib(t['budget'])}" for t in body["tiers"])
-        or "none",
+def _drawn(body: Json) -> Json:
+    """What the script needs of a document."""
+    keys = ("seconds", "peak", "curve", "lanes", "phases", "held", "stays", "fullest")
+    runs = {
+        name: {key: body[name][key] for key in keys if key in body[name]}
+        for name in _RUNS
+        if body[name] is not None
     }
-    if without is not None:
-        facts["without a budget"] = f"{mib(without['peak'])}, {without['seconds']:.3f} s a step"
-        facts["smallest budget"] = mib(body["least_budget"])
-    if predicted is not None:
-        filled = predicted["at_peak"].items()
-        facts["predicted"] = f"{mib(predicted['peak'])}, {predicted['seconds']:.3f} s a step"
-        facts["at the peak"] = ", ".join(f"{kind.replace('_', ' ')} {mib(n)}" for kind, n in filled)
-    rows = (
-        f"<tr><td>{escape(name)}</td><td class='text'>{escape(fact)}</td></tr>"
-        for name, fact in facts.items()
-    )
-    return f"<div class='wide'><table>{''.join(rows)}</table></div>"
+    return {"budget": body["budget"], "runs": runs, "values": body.get("values")}
 
+
+# -- one document --------------------------------------------------------------------------------
+
+
+def _choice(bodies: Sequence[Json]) -> str:
+    """Which of several budgets to look at."""
+    items = (
+        f"<label><input type='radio' name='view' value='{number}'{' checked' * (number == 0)}>"
+        f"<span>{_budget(body)}</span></label>"
+        for number, body in enumerate(bodies)
+    )
+    return f"<nav class='choice' aria-label='budget'>{''.join(items)}</nav>"
+
+
+def _budget(body: Json) -> str:
+    plain = body["without_budget"]
+    share = f" ({body['budget'] / plain['peak']:.0%})" if plain and plain["peak"] else ""
+    return f"{mib(body['budget'])}{share}"
+
+
+def _view(number: int, body: Json) -> str:
+    runs = {name: body[name] for name in _RUNS if body[name] is not None}
+    parts = [_tiles(body, runs)]
+    if body.get("shortfall"):
+        parts.append(
+            f"<p class='warning'>This plan does not fit: {mib(body['shortfall'])} are missing. "
+            f"No plan does with less than {mib(body['least_budget'])}.</p>"
+        )
+    if runs:
+        parts += [_pictures(number), _peak(runs), _figures(body, runs)]
+    else:
+        parts.append("<p>No step was planned, so there is nothing to draw.</p>")
+    if body.get("words"):
+        parts.append(_words(body["words"]))
+    if body["steps"]:
+        parts.append(_panel("Steps", _steps(body["steps"], body["budget"])))
+    hidden = " hidden" if number else ""
+    return f"<div class='view' data-view='{number}'{hidden}>{''.join(parts)}</div>"
+
+
+def _panel(title: str, content: str) -> str:
+    return f"<section class='panel'><h2>{escape(title)}</h2>{content}</section>"
+
+
+def _tiles(body: Json, runs: dict[str, Json]) -> str:
+    plain, device = body["without_budget"], body["machine"]["device"]
+    predicted, measured = runs.get("predicted"), runs.get("measured")
+    run = measured or predicted
+    tiles = [("budget", mib(body["budget"]), "")]
+    if plain is not None and plain["peak"]:
+        share = f"{body['budget'] / plain['peak']:.0%} of the {mib(plain['peak'])} without one"
+        tiles = [("budget", mib(body["budget"]), share)]
+    if run is not None:
+        tiles.append(("peak", mib(run["peak"]), _compared("peak", predicted, measured, mib)))
+        ratio = ""
+        if plain is not None and plain["seconds"]:
+            ratio = f"{run['seconds'] / plain['seconds']:.2f}x the step without a budget"
+        step = _compared("seconds", predicted, measured, duration) or ratio
+        tiles.append(("step", duration(run["seconds"]), step))
+        waited, again = sum(run["stalls"].values()), run["recompute_seconds"]
+        of = run["seconds"] or 1.0
+        tiles.append(("waiting for copies", duration(waited), f"{waited / of:.1%} of the step"))
+        tiles.append(("computed again", duration(again), f"{again / of:.1%} of the step"))
+        ways = ", ".join(f"{lane} {mib(n)}" for lane, n in run["traffic"].items() if n)
+        tiles.append(("copied", mib(sum(run["traffic"].values())), ways))
+    counts = body.get("decided", {}).items()
+    decided = ", ".join(f"{n} {what}{'s' * (n != 1)}" for what, n in counts if n)
+    tiles.append(("policy", body["policy"] or "plan", decided))
+    tiers = ", ".join(f"{tier['name']} {mib(tier['budget'])}" for tier in body["tiers"])
+    below = f"{mib(device['memory'])}; below it {tiers or 'nothing'}"
+    tiles.append(("machine", device["name"], below))
+    items = (
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd>"
+        f"{f'<dd class=note>{escape(note)}</dd>' if note else ''}</div>"
+        for name, value, note in tiles
+    )
+    return f"<dl class='tiles'>{''.join(items)}</dl>"
+
+
+def _compared(
+    what: str, predicted: Json | None, measured: Json | None, said: Callable[[float], str]
+) -> str:
+    """Beside a measured figure, the predicted one and how far it was off."""
+    if predicted is None or measured is None:
+        return ""
+    return f"predicted {said(predicted[what])} ({off(predicted[what], measured[what])})"
+
+
+def _pictures(number: int) -> str:
+    """Where the script draws the memory and the lanes, and lists what is there at one moment."""
+    return (
+        f"<section class='panel' data-pictures='{number}'><div class='heading'>"
+        "<h2>Memory and lanes over the step</h2><div class='switch'></div></div>"
+        "<div class='chart' tabindex='0' role='img' aria-label='Memory by kind of value over the "
+        "step, and what each lane does; the list below says what is there at one moment, and the "
+        "arrow keys move it'></div><div class='moment' aria-live='polite'></div>"
+        "<noscript>The pictures need JavaScript.</noscript></section>"
+    )
+
+
+# -- what fills the peak -------------------------------------------------------------------------
+
+
+def _peak(runs: dict[str, Json]) -> str:
+    """By kind, by module, the largest values: of the measured run where that is known."""
+    name = next((n for n in reversed(_RUNS) if n in runs and "fullest" in runs[n]), "")
+    run = runs[name] if name else next(iter(runs.values()))
+    kinds = [(spoken(kind), n, f"var(--kind-{kind})") for kind, n in run["at_peak"].items()]
+    parts = [_bars("By kind", kinds, run["peak"])]
+    when = ""
+    if name:
+        most = run["fullest"]
+        where = f", in {most['phase']}, {most['op']}" if most["op"] else ", before the first op"
+        when = (
+            f"<p class='note'>{mib(run['peak'])} {name}, at {duration(most['seconds'])} of "
+            f"{duration(run['seconds'])}{escape(where)}</p>"
+        )
+        modules = [(module or "outside any module", n, "") for module, n in most["modules"]]
+        parts.append(_bars("By module", modules, run["peak"]))
+        rows = "".join(map(_largest, most["values"]))
+        parts.append(
+            f"<div class='whole'><h3>The largest values</h3><ul class='values'>{rows}</ul></div>"
+        )
+    return _panel("What fills the peak", f"{when}<div class='columns'>{''.join(parts)}</div>")
+
+
+_BARS = 10
+
+
+def _bars(title: str, shares: Sequence[tuple[str, int, str]], of: int) -> str:
+    """Bytes as bars: (what, bytes, colour), largest first."""
+    shown, others = list(shares[:_BARS]), shares[_BARS:]
+    if others:
+        shown.append((f"{len(others)} others", sum(n for _, n, _ in others), "var(--muted)"))
+    longest = max((n for _, n, _ in shown), default=0) or 1
+    rows = (
+        f"<li><span>{escape(what)}</span><span>{mib(n)} <small>{n / (of or 1):.0%}</small></span>"
+        f"<i style='width:{100 * n / longest:.1f}%{f';background:{colour}' if colour else ''}'></i></li>"
+        for what, n, colour in shown
+    )
+    return f"<div><h3>{title}</h3><ul class='bars'>{''.join(rows)}</ul></div>"
+
+
+def _largest(value: Json) -> str:
+    about = " · ".join(
+        filter(None, (value["module"], spoken(value["kind"]), value["decision"] or "kept"))
+    )
+    return (
+        f"<li><i style='background:var(--kind-{value['kind']})'></i>"
+        f"<span>{escape(value['name'])}<small>{escape(about)}</small></span>"
+        f"<b>{mib(value['nbytes'])}</b></li>"
+    )
+
+
+# -- figures -------------------------------------------------------------------------------------
+
+
+def _figures(body: Json, runs: dict[str, Json]) -> str:
+    """Without a budget, predicted and measured, side by side."""
+    plain = body["without_budget"]
+    both = len(runs) == 2
+    head = ["", *(["without a budget"] if plain else []), *runs, *(["predicted is off by"] * both)]
+    rows = [
+        "".join(f"<th>{escape(cell)}</th>" for cell in head),
+        *(
+            "".join(f"<td>{escape(cell)}</td>" for cell in row)
+            for row in _figure_rows(plain, list(runs.values()))
+        ),
+    ]
+    table = "".join(f"<tr>{row}</tr>" for row in rows)
+    title = "Predicted against measured" if both else "In figures"
+    return _panel(title, f"<div class='wide'><table>{table}</table></div>")
+
+
+def _figure_rows(plain: Json | None, runs: Sequence[Json]) -> Iterator[list[str]]:
+    def row(
+        name: str, without: str, figures: Sequence[float], said: Callable[[float], str]
+    ) -> list[str]:
+        compared = [off(*figures)] if len(figures) == 2 else []
+        return [name, *([without] if plain else []), *map(said, figures), *compared]
+
+    yield row("peak", mib(plain["peak"]) if plain else "", [run["peak"] for run in runs], mib)
+    yield row(
+        "step",
+        duration(plain["seconds"]) if plain else "",
+        [run["seconds"] for run in runs],
+        duration,
+    )
+    for cause in dict.fromkeys(cause for run in runs for cause in run["stalls"]):
+        waited = [run["stalls"].get(cause, 0.0) for run in runs]
+        if any(waited):
+            yield row(f"waiting: {cause}", "", waited, duration)
+    again = [run["recompute_seconds"] for run in runs]
+    if any(again):
+        yield row("computed again", "", again, duration)
+    for lane in dict.fromkeys(lane for run in runs for lane in run["traffic"]):
+        moved = [run["traffic"].get(lane, 0) for run in runs]
+        if any(moved):
+            yield row(lane, "", moved, mib)
+
+
+def _words(paragraphs: Iterable[Json]) -> str:
+    """What `penstock explain` says, folded away."""
+    shown = "".join(
+        f"<h3>{escape(it['title'])}</h3><ul>"
+        f"{''.join(f'<li>{escape(line.strip())}</li>' for line in it['lines'])}</ul>"
+        for it in paragraphs
+    )
+    return f"<details class='panel words'><summary><h2>In words</h2></summary>{shown}</details>"
+
+
+# -- the curve -----------------------------------------------------------------------------------
+
+
+def _curve(curve: Json) -> str:
+    fastest = {(budget, name) for budget, _, name in curve["front"]}
+    named = [policy for policy in curve["policies"] if policy["points"]]
+    budgets = sorted({point[0] for policy in named for point in policy["points"]})
+    head = "".join(f"<th>{escape(policy['name'])}</th>" for policy in named)
+    found = [{point[0]: point[1] for point in policy["points"]} for policy in named]
+    rows = "".join(
+        f"<tr><td>{mib(budget)}</td>"
+        + "".join(
+            f"<td{' class=best' * ((budget, policy['name']) in fastest)}>"
+            f"{duration(at[budget]) if budget in at else '-'}</td>"
+            for policy, at in zip(named, found, strict=True)
+        )
+        + "</tr>"
+        for budget in budgets
+    )
+    missing = "".join(
+        f"<li>{escape(policy['name'])}: {escape(policy['missing'])}</li>"
+        for policy in curve["policies"]
+        if policy["missing"] and not policy["points"]
+    )
+    return (
+        "<section class='panel' id='curve'><div class='heading'><h2>Step time by budget</h2></div>"
+        "<p class='note'>Each policy at each budget, as predicted. The broad line is the Pareto "
+        "front: what no other plan beats in both.</p>"
+        "<div class='chart' role='img' aria-label='Step time by budget for each policy; the table "
+        "below has its figures'></div><div class='legend'></div>"
+        "<details><summary>As a table</summary>"
+        f"<div class='wide'><table><tr><th>budget</th>{head}</tr>{rows}</table></div></details>"
+        + (f"<details><summary>Not shown</summary><ul>{missing}</ul></details>" if missing else "")
+        + "</section>"
+    )
+
+
+# -- steps ---------------------------------------------------------------------------------------
 
 _COLUMNS = (
     "step",

@@ -38,4 +38,8 @@ def _tera(rate: float | None) -> str:
 
 def _tier(tier: Tier) -> str:
     out, back = tier.write.bandwidth / 1e9, tier.read.bandwidth / 1e9
-    return f"{tier.name} {tier.capacity / 2**30:,.0f} GiB at {out:.3g} / {back:.3g} GB/s"
+    copies = f"{tier.name} {tier.capacity / 2**30:,.0f} GiB at {out:.3g} / {back:.3g} GB/s"
+    if tier.direct is None:
+        return copies
+    written, read = tier.direct.write / 1e9, tier.direct.read / 1e9
+    return f"{copies}, used in place at {written:.3g} / {read:.3g} GB/s"

@@ -6,7 +6,7 @@ They are Okabe and Ito's, with greys and a lighter blue where nine are not enoug
 
 from penstock.ir.timeline import COMPUTE
 
-__all__ = ["BUDGET", "HELD", "KINDS", "lane_colour"]
+__all__ = ["BUDGET", "HELD", "KINDS", "KINDS_ON_DARK", "SERIES", "lane_colour"]
 
 KINDS = {
     "parameter": "#0072b2",
@@ -21,9 +21,24 @@ KINDS = {
 }
 """By kind of value, from the bottom of the picture up: what stays lowest, what comes and goes on top."""
 
+KINDS_ON_DARK = {**KINDS, "buffer": KINDS["allocator"], "allocator": KINDS["buffer"]}
+"""The same on a dark page, where the greys change places: what is least of the step stands out least."""
+
 BUDGET = "#d62728"
 HELD = "#868e96"
 """What the device really held, as a line."""
+
+SERIES = (
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#d55e00",
+    "#8a63d2",
+    "#7d8590",
+)
+"""Policies side by side. Where there are more, the dash of the line and the mark tell them apart."""
 
 _LANES = {COMPUTE: "#0072b2", "recompute": "#e69f00", "stall": "#d55e00"}
 _COPIES = "#009e73"

@@ -1,6 +1,7 @@
-"""Which values fill the device at one point of a priced schedule."""
+"""Which values fill the device, from when to when, in a priced schedule."""
 
 from collections import defaultdict
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,26 +11,51 @@ from penstock.ir.timeline import Timeline
 from penstock.ir.trace import StorageId, ValueId
 from penstock.simulate.chart import Times, changes
 
-__all__ = ["holders"]
+__all__ = ["Stays", "holders", "stays"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stays:
+    """Every stay of a value on the device, by column, in the order in which they begin.
+
+    A storage is named by the version for which its bytes were taken, which may have been
+    overwritten since. It is there twice while it is remade and its copy out has not ended.
+    """
+
+    value: NDArray[np.int64]
+    begins: NDArray[np.int64]  # the point of the residency curve from which on it is there
+    ends: NDArray[np.int64]  # the point from which on it is not; the number of points: it stays
+    since: NDArray[np.float64]  # seconds since the step began
+    until: NDArray[np.float64]
+
+
+def stays(schedule: Schedule, timeline: Timeline) -> Stays:
+    """When each value comes and goes.
+
+    `timeline` is what `price` made of `schedule`; or what the engine measured of it, and then the
+    points are near those of its residency curve, and the seconds exact.
+    """
+    trace, found = schedule.trace, changes(schedule, _times(schedule, timeline))
+    ends = np.full(len(found.when), len(found.when))
+    held: defaultdict[StorageId, list[int]] = defaultdict(list)
+    for point, (value, nbytes) in enumerate(
+        zip(found.value.tolist(), found.nbytes.tolist(), strict=True)
+    ):
+        if value >= 0 and nbytes > 0:
+            held[trace.values[value].storage].append(point)
+        elif value >= 0 and nbytes < 0:
+            ends[held[trace.values[value].storage].pop()] = point
+    begins = np.flatnonzero((found.value >= 0) & (found.nbytes > 0))
+    # The last copies out may end after the step.
+    when = np.append(found.when, found.when.max(initial=timeline.seconds))
+    return Stays(found.value[begins], begins, ends[begins], when[begins], when[ends[begins]])
 
 
 def holders(schedule: Schedule, timeline: Timeline, point: int) -> tuple[ValueId, ...]:
-    """The values on the device from `timeline.times[point]` on, largest first.
-
-    `timeline` is what `price` made of `schedule`. A storage is named by the version for which its
-    bytes were taken, which may have been overwritten since. It is there twice while it is remade
-    and its copy out has not ended.
-    """
-    trace, found = schedule.trace, changes(schedule, _times(schedule, timeline))
-    held: defaultdict[StorageId, list[ValueId]] = defaultdict(list)
-    upto = slice(None, point + 1)
-    for value, nbytes in zip(found.value[upto].tolist(), found.nbytes[upto].tolist(), strict=True):
-        if value >= 0 and nbytes > 0:
-            held[trace.values[value].storage].append(value)
-        elif value >= 0 and nbytes < 0:
-            held[trace.values[value].storage].pop()
-    there = (value for values in held.values() for value in values)
-    return tuple(sorted(there, key=lambda v: (-trace.values[v].nbytes, v)))
+    """The values on the device from `timeline.times[point]` on, largest first."""
+    trace, found = schedule.trace, stays(schedule, timeline)
+    there = found.value[(found.begins <= point) & (point < found.ends)]
+    return tuple(sorted(map(ValueId, there.tolist()), key=lambda v: (-trace.values[v].nbytes, v)))
 
 
 def _times(schedule: Schedule, timeline: Timeline) -> Times:
