@@ -17,7 +17,7 @@ Reads     The trace with its seconds, the first and the last tier, the budget.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ from penstock.ir.policy import Accounting, Counts, Need, Paper, Problem
 from penstock.ir.trace import Gap, OpIndex
 from penstock.simulate.least import MOVABLE_FROM
 from penstock.simulate.lower import lower
-from penstock.solve.farthest import farthest_first
+from penstock.solve.farthest import completed
 from penstock.solve.ledger import Ledger
 from penstock.solve.swaps import op_starts
 from penstock.solve.tiers import Shelves
@@ -61,11 +61,11 @@ class G10:
     needs: ClassVar[frozenset[Need]] = frozenset({Need.TIER, Need.SECONDS})
 
     def __call__(self, problem: Problem) -> Plan:
-        moves = self.moves(problem, estimate(problem, self.lead))
-        plan = problem.given.plus(move.swap(len(problem.trace.ops)) for move in moves)
-        if not self.complete:
-            return plan
-        return farthest_first(replace(problem, given=plan), self.smallest)
+        moves, ops = self.moves(problem, estimate(problem, self.lead)), len(problem.trace.ops)
+        swaps = [move.swap(ops) for move in moves]
+        if self.complete:
+            return completed(problem, swaps, self.smallest)
+        return problem.given.plus(swaps)
 
     def moves(self, problem: Problem, held: NDArray[np.float64]) -> list["Move"]:
         """What leaves, and when it is back; `held` (bytes, by op) is brought down in place."""

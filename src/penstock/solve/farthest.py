@@ -1,17 +1,17 @@
 """Where room lacks, send away what is needed again last: the rule, for any policy to fall back on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from heapq import heappop, heappush
 
 from penstock.ir.plan import Plan, Swap
 from penstock.ir.policy import Problem
-from penstock.ir.trace import Gap
+from penstock.ir.trace import Gap, OpIndex
 from penstock.solve.pressure import Pressure
 from penstock.solve.swaps import just_in_time
 from penstock.solve.tiers import spread
 
-__all__ = ["farthest_first"]
+__all__ = ["completed", "farthest_first"]
 
 
 def farthest_first(problem: Problem, smallest: int, rounds: int = 8) -> Plan:
@@ -28,6 +28,25 @@ def farthest_first(problem: Problem, smallest: int, rounds: int = 8) -> Plan:
             break
         plan = plan.plus(_timed(now, victims, pressure))
     return plan
+
+
+def completed(problem: Problem, swaps: Iterable[Swap], smallest: int) -> Plan:
+    """What is given and `swaps`, which come back later where room lacks, and as much more as fits need.
+
+    So a plan that overshoots ends as pages would have it, which come back on demand.
+    """
+    trace, given, wanted = problem.trace, problem.given, tuple(swaps)
+    on_demand = [replace(swap, prefetch_at=swap.gap.stop) for swap in wanted]
+    whole = farthest_first(replace(problem, given=given.plus(on_demand)), smallest)
+    pressure = Pressure(replace(problem, given=whole))
+    timed = []
+    for swap in sorted(wanted, key=lambda swap: (not swap.gap.wraps, swap.prefetch_at or 0)):
+        if (back := swap.prefetch_at) is not None:
+            nbytes = trace.values[swap.gap.value].nbytes
+            back = OpIndex(pressure.earliest_return(swap.gap, nbytes, back))
+        timed.append(replace(swap, prefetch_at=back))
+    more = whole.decisions[len(given.decisions) + len(on_demand) :]
+    return given.plus([*timed, *more])
 
 
 def _timed(problem: Problem, victims: list[Gap], pressure: Pressure) -> Iterator[Swap]:
