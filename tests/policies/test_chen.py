@@ -8,9 +8,9 @@ import pytest
 from penstock.ir.machine import Device, Machine
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Problem
-from penstock.policies.chen import Chen, split
+from penstock.policies.chen import Chen
 from penstock.solve.best import outcome
-from penstock.solve.segments import crossings
+from penstock.solve.segments import crossings, split
 from steps import chain
 
 MIB = 2**20

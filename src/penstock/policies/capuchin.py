@@ -12,7 +12,8 @@ Inferred  The required saving is what the simulated step lacks, op by op, not on
           recomputations while the step gets faster. In-triggers start at the latest time at which
           the queue of copies still meets every back-access, and move earlier by 5 % of SwapTime
           while a value is late (the paper's feedback). Intermediates that are targets themselves
-          are kept in one pass (collective recomputation) if that simulates better.
+          are kept in one pass (collective recomputation) if that simulates better. Passive mode takes
+          what was accessed first, whatever its size.
 Symbols   FT, MSPS as above; rp_time: seconds to remake; ext_time: seconds added because a chosen
           target's chain runs through the candidate; srcs: what a remake starts from.
 Reads     The trace with its seconds, the first tier, the budget.
@@ -23,16 +24,22 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from penstock.ir.lineage import Gone, lineage, sources
-from penstock.ir.plan import Decision, Plan, Residency, Swap
+from penstock.ir.machine import Tier
+from penstock.ir.plan import Plan, Residency
 from penstock.ir.policy import Need, Paper, Problem
 from penstock.ir.trace import Gap, Trace, ValueId
 from penstock.simulate.least import MOVABLE_FROM
-from penstock.solve.best import Outcome, best, outcome
+from penstock.solve.hybrid import hasten, settle, turn
+from penstock.solve.online import first_made, replay
 from penstock.solve.pressure import Pressure
-from penstock.solve.remakes import collective, remade_at_need
-from penstock.solve.swaps import before, just_in_time, late_gaps, op_starts
+from penstock.solve.swaps import op_starts
 
-__all__ = ["Candidate", "Capuchin", "by_msps", "choose"]
+__all__ = ["Candidate", "Capuchin", "by_msps", "choose", "free_time"]
+
+
+def free_time(evicted: float, back: float, nbytes: int, tier: Tier) -> float:
+    """FT: seconds that are left when a value was copied out after one access and in before another."""
+    return back - evicted - tier.read.seconds(nbytes) - tier.write.seconds(nbytes)
 
 
 @dataclass(slots=True)
@@ -91,12 +98,17 @@ def by_msps(
 
 @dataclass(frozen=True, slots=True)
 class Capuchin:
-    """The paper's hybrid policy, iterated on the simulator."""
+    """The paper's hybrid policy, iterated on the simulator; its parts and its passive mode."""
 
+    method: Literal["hybrid", "swap", "recompute", "passive"] = "hybrid"
+    order: Literal["best", "printed"] = "best"  # the text's, or the listing's: value by value
     mode: Literal["literal", "accumulating"] = "accumulating"
-    smallest: int = MOVABLE_FROM  # bytes: smaller values are kept
+    decoupled: bool = True  # compute waits for a copy out only where it lacks room
+    collective: bool = True
     feedback: int = 20  # rounds of moving in-triggers
+    step: float = 0.05  # of SwapTime, by which the feedback moves one
     rounds: int = 10  # halvings when swaps are turned into recomputations
+    smallest: int = MOVABLE_FROM  # bytes: smaller values are kept
 
     paper: ClassVar = Paper(
         "Capuchin: Tensor-based GPU Memory Management for Deep Learning",
@@ -108,29 +120,34 @@ class Capuchin:
     needs: ClassVar[frozenset[Need]] = frozenset({Need.TIER, Need.SECONDS})
 
     def __call__(self, problem: Problem) -> Plan:
-        swaps, recomputes = self.choose(problem)
-        found = self.settle(problem, swaps, recomputes)
-        return self.hasten(problem, self.turn(problem, swaps, recomputes, found)).plan
+        if self.method == "passive":
+            replayed = replay(problem, first_made, by="swap", smallest=self.smallest)
+            return problem.given.plus(replayed.decisions)
+        swaps, targets = self.choose(problem)
+        ways = {"joined": self.collective, "fenced": not self.decoupled}
+        found = settle(problem, swaps, targets, **ways)
+        if self.method == "hybrid":
+            pool = self.pool(problem.trace, swaps, problem.given)
+            order = sorted(pool, key=lambda gap: -pool[gap].msps)
+            found = turn(problem, swaps, targets, found, order=order, rounds=self.rounds, **ways)
+            kept, remade = replace(self, method="recompute").choose(problem)  # if no copy hides
+            found = min(found, settle(problem, kept, remade, **ways), key=lambda one: one.rank)
+        return hasten(problem, found, rounds=self.feedback, share=self.step).plan
 
     def choose(self, problem: Problem) -> tuple[list[Gap], list[Gap]]:
         """Which gaps to swap and which values to recompute, before anything is timed."""
-        trace, tier, pressure = problem.trace, problem.machine.tiers[0], Pressure(problem)
-        starts = op_starts(trace)
-
-        def free_time(gap: Gap) -> float:
-            nbytes = trace.values[gap.value].nbytes
-            end = starts[-1] if gap.stop is None else starts[gap.stop]
-            return (
-                end - starts[gap.start + 1] - tier.read.seconds(nbytes) - tier.write.seconds(nbytes)
-            )
-
-        left = {
-            gap: free_time(gap)
-            for gap in problem.free_gaps(self.smallest)
-            if not trace.values[gap.value].kind.is_state and not gap.wraps and pressure.touches(gap)
-        }
+        trace, pressure, starts = problem.trace, Pressure(problem), op_starts(problem.trace)
+        left: dict[Gap, float] = {}
+        for gap in problem.free_gaps(self.smallest):
+            value = trace.values[gap.value]
+            if not (value.kind.is_state or gap.wraps) and pressure.touches(gap):
+                back = starts[-1] if gap.stop is None else starts[gap.stop]
+                left[gap] = free_time(
+                    starts[gap.start + 1], back, value.nbytes, problem.machine.tiers[0]
+                )
         swaps: list[Gap] = []
-        for gap in sorted(left, key=lambda gap: -left[gap]):
+        hidden = sorted(left, key=lambda gap: -left[gap]) if self.method != "recompute" else []
+        for gap in hidden:
             if pressure.is_relieved or left[gap] < 0:
                 break
             if pressure.touches(gap):
@@ -139,22 +156,26 @@ class Capuchin:
                 del left[gap]
         chosen: list[Candidate] = []
         targets: list[Gap] = []
-        pool = self.pool(trace, left, problem.given)
+        pool = self.pool(trace, left, problem.given) if self.method != "swap" else {}
         while not pressure.is_relieved and (
             left := {gap: ft for gap, ft in left.items() if pressure.touches(gap)}
         ):
-            swap = max(left, key=lambda gap: left[gap])
-            remakes = [gap for gap in left if gap in pool]
+            taken = swap = max(left, key=lambda gap: left[gap])
+            remakes = [gap for gap in ([swap] if self.order == "printed" else left) if gap in pool]
             remake = max(remakes, key=lambda gap: pool[gap].msps, default=None)
-            if remake is not None and pool[remake].rp_time < max(0.0, -left[swap]):
-                target = pool.pop(remake)
+            wanted = self.method == "recompute" or (
+                remake is not None and pool[remake].rp_time < max(0.0, -left[swap])
+            )
+            if remake is not None and wanted:
+                target = pool.pop(taken := remake)
                 choose(target, chosen, pool.values(), self.mode)
-                targets.append(remake)
-                taken = remake
-            else:
+                targets.append(taken)
+            elif self.method != "recompute":
                 swaps.append(swap)
                 pool.pop(swap, None)
-                taken = swap
+            else:  # it can only be kept
+                del left[swap]
+                continue
             pressure.relieve(taken, trace.values[taken.value].nbytes)
             del left[taken]
         return swaps, targets
@@ -174,61 +195,4 @@ class Capuchin:
             found[gap] = Candidate(
                 gap.value, trace.values[gap.value].nbytes, seconds, sources(trace, ops)
             )
-        return found
-
-    def settle(self, problem: Problem, swaps: list[Gap], targets: list[Gap]) -> Outcome:
-        """The plan for a choice: triggers set, passes joined if that is better."""
-        trace, tier = problem.trace, problem.machine.tiers[0]
-        pressure = Pressure(problem)
-        for gap in (*swaps, *targets):
-            pressure.relieve(gap, trace.values[gap.value].nbytes)
-        timed = just_in_time(trace, tier, swaps, pressure=pressure)
-        alone, lost = remade_at_need(problem.given.plus(timed), trace, targets)
-        if lost:  # what they start from would be gone: they are swapped too
-            return self.settle(problem, [*swaps, *lost], [one.gap for one in alone])
-        plans = [problem.given.plus([*timed, *alone])]
-        if joined := collective(problem.given.plus(timed), trace, alone):
-            plans.append(problem.given.plus([*timed, *joined]))
-        return best(problem, plans)
-
-    def hasten(self, problem: Problem, found: Outcome) -> Outcome:
-        """The paper's feedback: while a value is late, its copy back starts earlier."""
-        trace, tier = problem.trace, problem.machine.tiers[0]
-        starts = op_starts(trace)
-        for _ in range(self.feedback):
-            late = late_gaps(found) - {swap.gap for swap in problem.given.swaps}
-            if not late:
-                break
-            moved: list[Decision] = []
-            for decision in found.plan.decisions:
-                if isinstance(decision, Swap) and decision.gap in late:
-                    step = 0.05 * tier.read.seconds(trace.values[decision.gap.value].nbytes)
-                    moved.append(before(decision, starts, step))
-                else:
-                    moved.append(decision)
-            again = outcome(problem, replace(found.plan, decisions=tuple(moved)))
-            if again.rank >= found.rank:
-                break
-            found = again
-        return found
-
-    def turn(
-        self, problem: Problem, swaps: list[Gap], targets: list[Gap], found: Outcome
-    ) -> Outcome:
-        """Turn swaps into recomputations, those that free the links most for their cost first."""
-        pool = self.pool(problem.trace, swaps, problem.given)
-        order = sorted(pool, key=lambda gap: -pool[gap].msps)
-        step = len(order)
-        best_count = 0
-        for _ in range(self.rounds):
-            step = (step + 1) // 2
-            for count in (best_count - step, best_count + step):
-                if 0 < count <= len(order) and count != best_count:
-                    turned = set(order[:count])
-                    kept = [gap for gap in swaps if gap not in turned]
-                    again = self.settle(problem, kept, [*targets, *order[:count]])
-                    if again.rank < found.rank:
-                        found, best_count = again, count
-            if step <= 1:
-                break
         return found

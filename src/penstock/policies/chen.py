@@ -14,14 +14,13 @@ Reads     The trace and the budget.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import sqrt
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-from penstock.ir.plan import Plan, Recompute
+from penstock.ir.plan import Plan
 from penstock.ir.policy import Need, Paper, Problem
-from penstock.ir.trace import Gap, OpIndex, Trace
 from penstock.simulate.least import MOVABLE_FROM
 from penstock.solve.best import best
-from penstock.solve.segments import crossings, remakeable
+from penstock.solve.segments import crossings, remakeable, split
 
 __all__ = ["Chen"]
 
@@ -66,41 +65,3 @@ class Chen:
                 share = step / max(1, self.tries - 1)
                 threshold = int(guess * (self.low + share * (self.high - self.low)))
                 yield problem.given.plus(split(trace, saved, cuts, threshold).decisions)
-
-
-class Split(NamedTuple):
-    """A segmentation: the values it drops, x and y."""
-
-    decisions: list[Recompute]
-    kept: int
-    largest: int
-
-
-def split(trace: Trace, saved: list[Gap], cuts: dict[OpIndex, set[int]], threshold: int) -> Split:
-    """End a segment at the first cut after more than `threshold` bytes (the paper's B)."""
-    decisions: list[Recompute] = []
-    segment: list[Gap] = []
-    kept = largest = local = 0
-
-    def close() -> None:
-        if segment:
-            begin = min(gap.stop for gap in segment if gap.stop is not None)
-            decisions.extend(Recompute(gap, begin) for gap in segment)
-            segment.clear()
-
-    by_producer: dict[int, list[Gap]] = {}
-    for gap in saved:
-        by_producer.setdefault(trace.values[gap.value].producer or 0, []).append(gap)
-    for op in sorted({*by_producer, *cuts}):
-        for gap in by_producer.get(op, ()):
-            segment.append(gap)
-            local += trace.values[gap.value].nbytes
-        if op in cuts and local > threshold:
-            crossing = cuts[OpIndex(op)]
-            ends = [gap for gap in segment if gap.value in crossing]
-            segment[:] = [gap for gap in segment if gap.value not in crossing]
-            kept += sum(trace.values[gap.value].nbytes for gap in ends)
-            largest, local = max(largest, local), 0
-            close()
-    # The last segment is needed as soon as backward begins: remaking it would save nothing.
-    return Split(decisions, kept, max(largest, local))

@@ -1,12 +1,13 @@
-"""Where a forward pass is narrow, and what can be remade."""
+"""Where a forward pass is narrow, how it is cut into segments there, and what can be remade."""
 
 from collections import defaultdict
+from typing import NamedTuple
 
 from penstock.ir.lineage import Gone, lineage
-from penstock.ir.plan import Plan, Residency
+from penstock.ir.plan import Plan, Recompute, Residency
 from penstock.ir.trace import Gap, OpIndex, Phase, Trace
 
-__all__ = ["crossings", "remakeable"]
+__all__ = ["Split", "crossings", "remakeable", "split"]
 
 
 def crossings(trace: Trace, width: int, smallest: int) -> dict[OpIndex, set[int]]:
@@ -46,3 +47,45 @@ def remakeable(trace: Trace, gap: Gap, given: Plan) -> bool:
     except Gone:
         return False
     return True
+
+
+class Split(NamedTuple):
+    """A segmentation: the values it drops, the bytes it keeps, and its largest segment.
+
+    `closed` is the largest of the segments that a cut ends: the last one is not among them.
+    """
+
+    decisions: list[Recompute]
+    kept: int
+    largest: int
+    closed: int
+
+
+def split(trace: Trace, saved: list[Gap], cuts: dict[OpIndex, set[int]], threshold: int) -> Split:
+    """End a segment at the first cut after more than `threshold` bytes (Chen et al.'s B)."""
+    decisions: list[Recompute] = []
+    segment: list[Gap] = []
+    kept = closed = local = 0
+
+    def close() -> None:
+        if segment:
+            begin = min(gap.stop for gap in segment if gap.stop is not None)
+            decisions.extend(Recompute(gap, begin) for gap in segment)
+            segment.clear()
+
+    by_producer: dict[int, list[Gap]] = {}
+    for gap in saved:
+        by_producer.setdefault(trace.values[gap.value].producer or 0, []).append(gap)
+    for op in sorted({*by_producer, *cuts}):
+        for gap in by_producer.get(op, ()):
+            segment.append(gap)
+            local += trace.values[gap.value].nbytes
+        if op in cuts and local > threshold:
+            crossing = cuts[OpIndex(op)]
+            ends = [gap for gap in segment if gap.value in crossing]
+            segment[:] = [gap for gap in segment if gap.value not in crossing]
+            kept += sum(trace.values[gap.value].nbytes for gap in ends)
+            closed, local = max(closed, local), 0
+            close()
+    # The last segment is needed as soon as backward begins: remaking it would save nothing.
+    return Split(decisions, kept, max(closed, local), closed)
