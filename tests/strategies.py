@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from penstock.errors import PlanError
 from penstock.ir.machine import Device, Link, Machine, Tier
-from penstock.ir.plan import Decision, Plan, Recompute, Swap, check
+from penstock.ir.plan import Decision, Place, Plan, Recompute, Swap, check
 from penstock.ir.policy import Problem
 from penstock.ir.trace import Gap, Kind, Op, OpIndex, Phase, StorageId, Trace, Value, ValueId
 from penstock.simulate.least import least_budget
 
-__all__ = ["fits", "machines", "plans", "problems", "traces"]
+__all__ = ["fits", "machines", "placements", "plans", "problems", "traces"]
 
 TICK = 2.0**-10  # seconds
 SIZES = st.sampled_from([2**20, 2**22, 2**16, 2**24, 3 * 2**20, 2**10])
@@ -208,3 +208,18 @@ def fits(trace: Trace, plan: Plan) -> bool:
     except PlanError:
         return False
     return True
+
+
+@st.composite
+def placements(draw: st.DrawFn, trace: Trace, machine: Machine) -> Plan:
+    """A valid plan that places values, beside decisions of other sorts."""
+    plan = draw(st.sampled_from([Plan(policy="random")]) | plans(trace, machine))
+    direct = [tier.name for tier in machine.tiers if tier.direct is not None]
+    ops = st.integers(0, len(trace.ops))
+    values = st.sampled_from(trace.values)
+    for value in draw(st.lists(values, max_size=8)):
+        out, back = draw(st.none() | ops), draw(st.none() | ops)
+        place = Place(value.id, draw(st.sampled_from(direct)), out, back)
+        if fits(trace, again := plan.plus([place])):
+            plan = again
+    return plan

@@ -81,3 +81,13 @@ def test_a_name_that_is_none_is_answered_with_the_nearest(name, says):
 def test_a_copy_slows_compute_by_its_share_of_the_memory_bandwidth():
     # vDNN bounds the interference on its TITAN X by 16/336; with what its link reaches, 12/336.5.
     assert machines.machine("titan-x-maxwell").tier("host").drag == pytest.approx(12 / 336.5)
+
+
+def test_only_processors_with_optane_use_it_where_it_lies():
+    able = {
+        name for name in machines.names() if any(t.direct for t in machines.machine(name).tiers)
+    }
+    assert able == {"xeon-optane", "xeon-6252"}
+    for part in ("nvm", "nvm-sync"):
+        assert machines.machine(f"xeon-optane+{part}").direct("nvm").read == 29e9
+        assert machines.machine(f"h200+{part}").tier("nvm").direct is None

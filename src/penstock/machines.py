@@ -12,8 +12,8 @@ How the numbers are to be read:
   unless told otherwise. 16-bit rates are those of the tensor cores accumulating in float32, as torch
   does; where a card has no fast 16-bit unit that can, the rate is float32's.
 - Links are what copies reach, not what the lanes could carry.
-- `direct` rates are those at which an op uses non-volatile memory that stands beside its own. Only the CPUs
-  with Optane have any: a card reaches host memory by copies.
+- `direct` rates are those at which an op uses non-volatile memory that stands beside its own. Only the
+  processors with Optane have any: a card reaches host memory by copies.
 - `drag` of a tier is the share of the device's memory bandwidth that its faster link takes (vDNN bounds
   the interference of a copy with compute in the same way).
 """

@@ -1,5 +1,6 @@
 """A plan made ready to be followed: each op has what the engine must do around it, and no more."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.engine.program import Discard, Instruction, Pass, Program, compile_program
-from penstock.errors import TraceError
-from penstock.ir.machine import Device, Link, Machine, Tier
-from penstock.ir.plan import Plan, Recompute, Swap
+from penstock.errors import PlanError, TraceError
+from penstock.ir.machine import Device, Direct, Link, Machine, Tier
+from penstock.ir.plan import Place, Plan, Recompute, Swap
 from penstock.ir.policy import Problem
 from penstock.ir.schedule import Drop, Evict, Prefetch, Run, Wait
 from penstock.ir.text import parse
@@ -217,3 +218,17 @@ def test_no_action_of_a_schedule_is_lost(data: st.DataObject) -> None:
         dropped = [(row, act.value) for row, act in around.after if isinstance(act, Drop)]
         assert [(row, a.value) for row, a in it.after if isinstance(a, Discard)] == dropped
         assert len(it.after) == len(around.after)
+
+
+def test_a_plan_that_places_values_is_refused_by_the_name_of_its_policy() -> None:
+    plan = Plan((Place(ValueId(1), "disk"), Place(ValueId(2), "disk")), "autotm")
+    direct = replace(MACHINE.tiers[0], direct=Direct(2**20, 2**20))
+    found = outcome(Problem(CHAIN, MACHINE.with_tiers(direct), ROOMY), plan)
+    calls = [aten.relu.default] * len(CHAIN.ops)
+    with pytest.raises(PlanError) as caught:
+        compile_program(calls, plan, found.schedule, found.timeline, {})
+    assert str(caught.value) == (
+        "policy autotm places 2 values in tier disk for direct access, which a step in PyTorch on cpu "
+        "cannot carry out; simulate it (penstock plan, penstock compare), or choose a policy that swaps "
+        "or recomputes"
+    )

@@ -80,3 +80,13 @@ def test_an_op_that_must_not_run_twice_is_named():
     once = parse("f a x:I1M -> h:A1M 1ms !\nf b h -> y:A1M 1ms")
     with pytest.raises(Gone, match=r"op 0 \(a\) must not run twice"):
         lineage(once, 1, 1, lambda value, op: True)
+
+
+def test_running_statistics_themselves_cannot_be_remade():
+    trace = parse("""
+        f norm  h:A1M s:B1K  -> y:A1M! ~s  1ms
+        f next  y            -> z:A1M      1ms
+        f use   z s          -> u:A1M      1ms
+    """)
+    with pytest.raises(Gone, match=r"a second run of op 0 \(norm\) leaves s alone"):
+        lineage(trace, trace.next_version[1], 2, lambda value, op: True)

@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from penstock.errors import TraceError
-from penstock.ir.machine import Device, Link, Machine, Tier
+from penstock.ir.machine import Device, Direct, Link, Machine, Tier
 
 LINK = Link(2.0**30)
 
@@ -54,3 +54,21 @@ def test_a_machine_is_frozen_and_hashes():
     assert hash(machine) == hash(Machine(Device("cpu", 1, flops={"float32": 1e12})))
     with pytest.raises(FrozenInstanceError):
         machine.tiers = ()
+
+
+@pytest.mark.parametrize(("read", "write"), [(0, 1), (1, 0), (-1, 1), (1, float("nan"))])
+def test_impossible_direct_rates_are_refused(read, write):
+    with pytest.raises(
+        TraceError, match=f"not {read:g} bytes/s read and {write:g} bytes/s written"
+    ):
+        Direct(read, write)
+
+
+def test_a_tier_without_direct_rates_is_refused_with_those_that_have_some():
+    machine = Machine(
+        Device("cpu", 1),
+        (Tier("nvm", 1, LINK, LINK, direct=Direct(2, 1)), Tier("disk", 1, LINK, LINK)),
+    )
+    assert machine.direct("nvm") == Direct(2, 1)
+    with pytest.raises(TraceError, match=r"tier 'disk' of machine cpu .* tiers that have: nvm"):
+        machine.direct("disk")

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import PlanError
-from penstock.ir.plan import Plan, Recompute, Residency, Swap, check
+from penstock.ir.plan import Place, Plan, Recompute, Residency, Swap, check
+from penstock.ir.policy import Problem
 from penstock.ir.text import parse
 from penstock.ir.trace import Gap
 from strategies import machines, plans, traces
@@ -205,3 +206,103 @@ def test_dropping_any_decision_of_swaps_leaves_a_valid_plan(data):
     if swaps.decisions:
         out = data.draw(st.sampled_from(swaps.decisions))
         check(trace, Plan(tuple(d for d in swaps.decisions if d != out)), machine)
+
+
+# -- placements -------------------------------------------------------------------------------------
+
+W2 = TRACE.next_version[VALUE["w"]]
+PLACED = [
+    Place(VALUE["h"], "nvm"),
+    Place(VALUE["h"], "nvm", None, 5),
+    Place(VALUE["h"], "nvm", 1, None),
+    Place(VALUE["h"], "nvm", 1, 5),
+    Place(VALUE["w"], "nvm"),
+    Place(VALUE["w"], "nvm", 1, 6),
+    Place(VALUE["w"], "nvm", 0, 6),
+    Place(W2, "nvm", 7, 0),
+    Place(W2, "nvm", 7, 6),
+]
+MISPLACED = {
+    "value 99 does not exist in this trace": Place(99, "nvm"),
+    "value 8 (w): op 6 writes it over a value on the device; place that one too, or say at which op "
+    "it is copied out": Place(W2, "nvm"),
+    "value 1 (w): it begins the step in nvm and ends it on the device; say at which op it is copied "
+    "out": Place(VALUE["w"], "nvm", None, 6),
+    "value 1 (w): it begins the step on the device and ends it in nvm; say at which op it is copied "
+    "back": Place(VALUE["w"], "nvm", 1, None),
+    "value 2 (h): out at op 0, but op 0 makes it; the step has 7 ops": Place(VALUE["h"], "nvm", 0),
+    "value 2 (h): out at op 6, but it is gone after op 5": Place(VALUE["h"], "nvm", 6),
+    "value 2 (h): back at op 7; the step has 7 ops": Place(VALUE["h"], "nvm", None, 7),
+    "value 2 (h): out at op 3 and back at op 2 leave no time in nvm": Place(
+        VALUE["h"], "nvm", 3, 2
+    ),
+    "value 2 (h): out at op 0 and back at op 0 leave no time in nvm": Place(
+        VALUE["h"], "nvm", None, 0
+    ),
+    "value 1 (w): out at op 3 and back at op 3 leave no time in nvm": Place(
+        VALUE["w"], "nvm", 3, 3
+    ),
+    "value 2 (h): back at op 6, but no op from there to op 6 uses it": Place(
+        VALUE["h"], "nvm", None, 6
+    ),
+    "value 8 (w): back at op 1, but no op from there to op 6 uses it": Place(W2, "nvm", 6, 1),
+}
+
+
+@pytest.mark.parametrize("place", PLACED)
+def test_a_placement_that_fits_passes(place):
+    assert check(TRACE, Plan((place,))) is None
+
+
+@pytest.mark.parametrize("fault", MISPLACED)
+def test_a_wrong_placement_is_refused_with_the_culprit_named(fault):
+    found = faults(MISPLACED[fault])
+    assert fault in found
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Place(VALUE["h"], "nvm", 1, 3), Place(VALUE["h"], "nvm", 3, 5)),
+        (Place(VALUE["h"], "nvm"), SWAP),
+        (Place(VALUE["h"], "nvm", 4), SWAP),
+        (Place(VALUE["h"], "nvm", 4), Recompute(H, 5)),
+        (Place(VALUE["w"], "nvm"), Swap(W, "disk", evict_at=7, prefetch_at=0)),
+        (Place(W2, "nvm", 7, 2), Place(VALUE["w"], "nvm", 1, 5)),
+    ],
+)
+def test_a_storage_is_in_one_place_at_a_time(one, other):
+    for pair in ((one, other), (other, one)):
+        found = faults(*pair)
+        assert found and all("placed in nvm for ops" in fault for fault in found)
+
+
+def test_a_storage_may_be_placed_again_later():
+    check(TRACE, Plan((Place(VALUE["h"], "nvm", None, 1), Place(VALUE["h"], "nvm", 2, 5))))
+    check(TRACE, Plan((Place(VALUE["h"], "nvm", None, 1), Swap(H, "disk", 2, 4))))
+
+
+def test_a_tier_that_only_copies_reach_takes_no_placement(machine):
+    (fault,) = faults(Place(VALUE["h"], "disk"), machine=machine)
+    assert fault == (
+        "tier 'disk' of machine cpu has no direct rates: ops cannot use what is placed there; tiers "
+        "that have: none"
+    )
+
+
+def test_a_placed_value_is_there_for_a_recomputation():
+    residency = Residency(TRACE, Plan((Place(VALUE["h"], "nvm"),)))
+    assert residency.holds(VALUE["h"], 3)
+    check(TRACE, Plan((Place(VALUE["h"], "nvm"), Recompute(Y, 4))))
+
+
+def test_placements_are_counted_where_there_are_some():
+    assert Plan((Place(VALUE["h"], "nvm"),)).counts() == {"swap": 0, "recompute": 0, "place": 1}
+    assert Plan((SWAP,)).counts() == {"swap": 1, "recompute": 0}
+
+
+def test_the_gaps_of_what_is_placed_are_not_free(machine):
+    given_plan = Plan((Place(VALUE["h"], "nvm", 1, 5),))
+    free = {gap.value for gap in Problem(TRACE, machine, 0, given_plan).free_gaps()}
+    assert VALUE["h"] not in free
+    assert VALUE["y"] in free

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import TraceError
-from penstock.ir.plan import Plan
+from penstock.ir.machine import Device, Direct, Link, Machine, Tier
+from penstock.ir.plan import Place, Plan
 from penstock.ir.store import FORMAT_VERSION, load, load_trace, save
 from penstock.ir.text import parse
 from penstock.simulate.lower import lower
@@ -177,7 +178,9 @@ def test_a_file_that_contradicts_itself_is_refused_with_the_culprit(path):
 def test_an_unknown_decision_is_named(path):
     decision = {"do": "pray", "value": 0, "start": 0, "stop": 1}
     write(path, {"penstock": "plan", "version": FORMAT_VERSION, "decisions": [decision]})
-    assert complaint(path) == "FILE: a decision says 'pray'; known are 'swap' and 'recompute'"
+    assert (
+        complaint(path) == "FILE: a decision says 'pray'; known are 'swap', 'recompute' and 'place'"
+    )
 
 
 MACHINE = {
@@ -234,6 +237,13 @@ MACHINE = {
         ),
         ("tiers.0.read.latency", -1, "tiers[0].read.latency must be 0 or more, and finite, not -1"),
         ("tiers.0.drag", 1, "tiers[0].drag must be below 1, not 1: it is a share"),
+        ("tiers.0.direct", 3, "tiers[0].direct must be an object, not 3"),
+        ("tiers.0.direct", {"read": 1}, "there is no field tiers[0].direct.write"),
+        (
+            "tiers.0.direct",
+            {"read": 0, "write": 1},
+            "tiers[0].direct.read and write must be more than 0 bytes per second",
+        ),
     ],
 )
 def test_a_wrong_machine_file_is_refused_with_the_field_that_is_wrong(path, field, value, reason):
@@ -269,3 +279,17 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(path):
         )
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_placements_and_direct_rates_come_back(path):
+    tier = Tier("nvm", 2**40, Link(1e9), Link(2e9), direct=Direct(3e9, 1e9))
+    machine = Machine(Device("cpu", 2**30), (tier, Tier("disk", 2**40, Link(1e9), Link(1e9))))
+    plan = Plan((Place(0, "nvm"), Place(1, "nvm", 2, None), Place(1, "nvm", 1, 3)), "hand")
+    for document in (machine, plan):
+        save(path, document)
+        assert load(path) == document
+
+
+def test_a_machine_file_without_direct_rates_is_as_before(path):
+    write(path, MACHINE)
+    assert [tier.direct for tier in load(path).tiers] == [None]

@@ -6,12 +6,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.ir.machine import Device, Direct, Link, Machine, Tier
+from penstock.ir.plan import Place, Plan, wraps
 from penstock.ir.schedule import Cause, Drop, Evict, Prefetch, Run, Wait
 from penstock.ir.timeline import COMPUTE, Span, lane_of
 from penstock.simulate.chart import Times, chart
 from penstock.simulate.lower import lower
 from penstock.simulate.run import price
-from strategies import plans, problems
+from strategies import placements, plans, problems
 
 
 class Plain:
@@ -29,7 +31,7 @@ class Plain:
         self.changes: list[tuple[float, int, int]] = []
         self.ran_until: dict[int, float] = {}
         self.leaving: list[tuple[int, Evict, int]] = []
-        self.hold(self.trace.initial, 0.0, -1)
+        self.hold([v for v in self.trace.initial if v not in schedule.below], 0.0, -1)
         for row, action in enumerate(schedule.actions):
             start = self.now
             match action:
@@ -39,7 +41,8 @@ class Plain:
                     self.leaving.append((row, action, transfer))
                     start = self.copy(transfer, [])
                 case Prefetch(transfer=transfer, out=out, room=room):
-                    start = self.copy(transfer, [self.copies[one][2] for one in (out, *room)])
+                    first = [one for one in (out, *room) if one is not None]
+                    start = self.copy(transfer, [self.copies[one][2] for one in first])
                     self.hold([schedule.transfers[transfer].value], start, 3 * row + 1)
                 case Wait(transfer=transfer, cause=cause):
                     late = max(0.0, self.copies[transfer][2] - self.now)
@@ -51,7 +54,8 @@ class Plain:
             end = self.copies[action.transfer][2] if is_copy else self.now
             self.times.append((start, end))
         for row, action, transfer in self.leaving:
-            freed = max(self.copies[transfer][2], self.ran_until[action.after])
+            used_until = 0.0 if action.after is None else self.ran_until[action.after]
+            freed = max(self.copies[transfer][2], used_until)
             self.hold([schedule.transfers[transfer].value], freed, 3 * row, sign=-1)
 
     def hold(self, values, at, order, sign=1):
@@ -63,7 +67,7 @@ class Plain:
         if not action.again:
             self.now += op.host_seconds
         start = self.now
-        left = op.seconds
+        left = op.seconds + sum(map(self.below, action.direct))
         while left:
             others = self.copies.values()
             speed = np.prod([1 - drag for _, a, b, drag in others if a <= self.now < b])
@@ -79,6 +83,13 @@ class Plain:
             self.ran_until[action.op] = self.now
         self.spans.append(Span(COMPUTE, start, self.now, action.op, action.again))
         return start
+
+    def below(self, access):
+        """Seconds more because a value is used where it is placed."""
+        direct, bandwidth = self.machine.tier(access.tier).direct, self.machine.device.bandwidth
+        rate = direct.write if access.written else direct.read
+        here = 1 / bandwidth if bandwidth else 0.0
+        return self.trace.values[access.value].nbytes * max(0.0, 1 / rate - here)
 
     def copy(self, transfer, after):
         it = self.schedule.transfers[transfer]
@@ -108,12 +119,29 @@ class Plain:
 def schedules(draw):
     problem = draw(problems())
     plan = draw(plans(problem.trace, problem.machine))
-    inside = plan.__class__(tuple(d for d in plan.decisions if not d.gap.wraps))
+    inside = Plan(tuple(d for d in plan.decisions if not d.gap.wraps))
     budget = draw(st.sampled_from([problem.budget, None]))
     return lower(problem.trace, inside, budget), problem.machine
 
 
-@given(schedules())
+DIRECT = Machine(
+    Device("cpu", 2**40, 2.0**32),
+    (Tier("nvm", 2**40, Link(2.0**30), Link(2.0**31), 0.5, Direct(2.0**31, 2.0**30)),),
+)
+
+
+@st.composite
+def placed_schedules(draw):
+    problem = draw(problems())
+    trace = problem.trace
+    plan = draw(placements(trace, DIRECT))
+    inside = (d for d in plan.decisions if not isinstance(d, Place) and not d.gap.wraps)
+    placed = (place for place in plan.places if not wraps(trace, place))
+    budget = draw(st.sampled_from([problem.budget, None]))
+    return lower(trace, Plan((*inside, *placed)), budget), DIRECT
+
+
+@given(schedules() | placed_schedules())
 def test_the_fast_simulator_and_the_plain_one_agree(case):
     schedule, machine = case
     fast, plain = price(schedule, machine), Plain(schedule, machine)
@@ -125,7 +153,7 @@ def test_the_fast_simulator_and_the_plain_one_agree(case):
     assert last == {at: held for at, (held, _) in plain.curve.items()}
 
 
-@given(schedules())
+@given(schedules() | placed_schedules())
 def test_a_chart_depends_on_the_times_alone(case):
     """The engine charts what it measured with the code that charts what is predicted."""
     schedule, machine = case

@@ -8,7 +8,7 @@ from functools import cached_property
 from torch._ops import OpOverload
 
 from penstock.dispatch.storage import StorageRef
-from penstock.errors import TraceError
+from penstock.errors import PlanError, TraceError
 from penstock.ir.lineage import lineage, sources
 from penstock.ir.plan import Plan, Residency
 from penstock.ir.schedule import Action, Drop, Numbered, Run, Schedule, Wait
@@ -130,17 +130,32 @@ def compile_program(
     predicted: Timeline,
     initial: dict[ValueId, StorageRef],
 ) -> Program:
-    """Make a plan ready. `funcs` are the recorded calls, one for each op of the trace."""
+    """Make a plan ready. `funcs` are the recorded calls, one for each op of the trace.
+
+    Raises `PlanError` if the plan places values: a kernel of PyTorch reads and writes the memory of its
+    device and nothing else.
+    """
     trace = schedule.trace
     if len(funcs) != len(trace.ops):
         raise TraceError(f"{len(funcs)} calls for {len(trace.ops)} ops")
+    if plan.places:
+        tiers = " and ".join(sorted({place.tier for place in plan.places}))
+        raise PlanError(
+            [
+                (
+                    f"policy {plan.policy} places {len(plan.places)} values in tier {tiers} for direct "
+                    f"access, which a step in PyTorch on {trace.device} cannot carry out; simulate it "
+                    "(penstock plan, penstock compare), or choose a policy that swaps or recomputes"
+                )
+            ]
+        )
     lineages = _lineages(trace, plan)
     remade: defaultdict[OpIndex, dict[ValueId, Lineage]] = defaultdict(dict)
     for decision in plan.recomputes:
         gap = decision.gap
         remade[decision.remake_at][gap.value] = lineages[gap.value, gap.start]
     repeated = {op for line in lineages.values() for op in line.ops}
-    bound = {decision.gap.value for decision in plan.decisions}
+    bound = {decision.gap.value for decision in plan.of_gaps}
     bound.update(source for line in lineages.values() for source in line.sources)
     bound_from = min(max((schedule.budget or 1 << 30) // _BOUND_SHARE, MOVABLE_FROM), 1 << 20)
     bound.update(v.id for v in trace.values if v.nbytes >= bound_from)

@@ -30,6 +30,10 @@ def lineage(
         producer = it.producer
         if producer is None:
             raise Gone(f"it needs {trace.describe(wanted)}, which is gone by then")
+        if it.kind is Kind.BUFFER and wanted in trace.previous_version:
+            raise Gone(
+                f"a second run of {trace.describe_op(producer)} leaves {trace.describe(wanted)} alone"
+            )
         if producer in needed:
             continue
         op = trace.ops[producer]

@@ -6,7 +6,7 @@ from typing import Self
 
 from penstock.errors import TraceError, mib, nearest
 
-__all__ = ["DTYPES", "Device", "Link", "Machine", "Rate", "Tier"]
+__all__ = ["DTYPES", "Device", "Direct", "Link", "Machine", "Rate", "Tier"]
 
 DTYPES = (
     *("float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"),
@@ -34,11 +34,27 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class Direct:
+    """How fast an op reads and writes a tier where it lies, without a copy to the device."""
+
+    read: float  # bytes per second
+    write: float  # bytes per second
+
+    def __post_init__(self) -> None:
+        if not (0 < self.read < math.inf and 0 < self.write < math.inf):
+            raise TraceError(
+                f"direct access needs rates above 0, not {self.read:g} bytes/s read and "
+                f"{self.write:g} bytes/s written"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Tier:
     """A place below the device. `write` leads down to it, `read` back up.
 
     `drag` is the share of its speed that compute loses while one direction is busy: the copy takes
-    memory bandwidth, and on a CPU also a bit of a core.
+    memory bandwidth, and on a CPU also a bit of a core. `direct`: ops can use the tier's bytes where
+    they lie, at these rates; None: only copies reach it.
     """
 
     name: str
@@ -46,6 +62,7 @@ class Tier:
     write: Link
     read: Link
     drag: float = 0.0
+    direct: Direct | None = None
 
     def __post_init__(self) -> None:
         if self.capacity < 0 or not 0 <= self.drag < 1:
@@ -133,6 +150,17 @@ class Machine:
                 return tier
         known = ", ".join(tier.name for tier in self.tiers) or "none"
         raise TraceError(f"machine {self.device.name} has no tier {name!r}; it has: {known}")
+
+    def direct(self, name: str) -> Direct:
+        """How ops use the tier `name` where it lies. Raises `TraceError` if they cannot."""
+        rates = self.tier(name).direct
+        if rates is None:
+            able = ", ".join(tier.name for tier in self.tiers if tier.direct) or "none"
+            raise TraceError(
+                f"tier {name!r} of machine {self.device.name} has no direct rates: ops cannot use "
+                f"what is placed there; tiers that have: {able}"
+            )
+        return rates
 
     def with_tiers(self, *tiers: Tier) -> Self:
         return replace(self, tiers=tiers)

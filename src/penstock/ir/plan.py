@@ -1,16 +1,28 @@
 """What to do about a step: decisions about its gaps, and the check that they fit the trace."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Self, TypeAlias, assert_never
 
 from penstock.errors import PlanError, TraceError
 from penstock.ir.lineage import Gone, lineage, sources
 from penstock.ir.machine import Machine
-from penstock.ir.trace import Gap, OpIndex, Trace, ValueId
+from penstock.ir.trace import Gap, OpIndex, StorageId, Trace, ValueId
 
-__all__ = ["Decision", "Plan", "Recompute", "Residency", "Swap", "check", "sources_of_remakes"]
+__all__ = [
+    "Decision",
+    "Place",
+    "Plan",
+    "Recompute",
+    "Residency",
+    "Swap",
+    "check",
+    "sources_of_remakes",
+    "wraps",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +53,25 @@ class Recompute:
     remake_at: OpIndex
 
 
-Decision: TypeAlias = Swap | Recompute
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Keep a value in `tier`, where ops read and write it directly, with whatever overwrites it.
+
+    It is there from its birth (`evict_at` None) or from a copy out, until a copy back or, with
+    `prefetch_at` None, for good. Triggers are op indices, as in `Swap`: from op `evict_at` on ops use
+    the tier, from op `prefetch_at` on the device, and each waits for the copy that it depends on.
+    What lives from step to step ends the step where it began it: either both are None, or
+    `prefetch_at` below `evict_at` counts in the next step. What came back and was not written since
+    leaves without a copy: the tier still has one.
+    """
+
+    value: ValueId
+    tier: str
+    evict_at: OpIndex | None = None
+    prefetch_at: OpIndex | None = None
+
+
+Decision: TypeAlias = Swap | Recompute | Place
 
 
 @dataclass(frozen=True)
@@ -59,17 +89,30 @@ class Plan:
     def recomputes(self) -> tuple[Recompute, ...]:
         return tuple(d for d in self.decisions if isinstance(d, Recompute))
 
+    @cached_property
+    def places(self) -> tuple[Place, ...]:
+        return tuple(d for d in self.decisions if isinstance(d, Place))
+
+    @cached_property
+    def of_gaps(self) -> tuple[Swap | Recompute, ...]:
+        """All but the placements."""
+        return tuple(d for d in self.decisions if not isinstance(d, Place))
+
     def plus(self, decisions: Iterable[Decision]) -> Self:
         return type(self)((*self.decisions, *decisions), self.policy)
 
     def counts(self) -> dict[str, int]:
-        """Number of decisions of each sort, e.g. `{"swap": 12, "recompute": 30}`."""
-        return {"swap": len(self.swaps), "recompute": len(self.recomputes)}
+        """Number of decisions of each sort, e.g. `{"swap": 12, "recompute": 30}`.
+
+        Placements are named only where there are some: no running step has any.
+        """
+        found = {"swap": len(self.swaps), "recompute": len(self.recomputes)}
+        return {**found, "place": len(self.places)} if self.places else found
 
 
 @dataclass(frozen=True)
 class Residency:
-    """Which values are in device memory before which op, if `plan` is followed."""
+    """Which values an op can use when it runs, if `plan` is followed: in memory, or placed."""
 
     trace: Trace
     plan: Plan
@@ -78,6 +121,8 @@ class Residency:
     def __post_init__(self) -> None:
         end = len(self.trace.ops)
         for decision in self.plan.decisions:
+            if isinstance(decision, Place):
+                continue
             gap = decision.gap
             stretches = self._away.setdefault(gap.value, [])
             back = decision.prefetch_at if isinstance(decision, Swap) else decision.remake_at
@@ -105,7 +150,8 @@ class Residency:
 def check(trace: Trace, plan: Plan, machine: Machine | None = None) -> None:
     """Raise `PlanError` with every fault of `plan`; return nothing if it fits.
 
-    With a `machine`, the tiers that the plan names must exist there.
+    With a `machine`, the tiers that the plan names must exist there, and those in which it places
+    values must be within reach of ops.
     """
     faults = list(_shape_faults(trace, plan))
     if machine is not None:
@@ -114,8 +160,14 @@ def check(trace: Trace, plan: Plan, machine: Machine | None = None) -> None:
                 machine.tier(tier)
             except TraceError as error:
                 faults.append(str(error))
+        for tier in sorted({place.tier for place in plan.places}):
+            try:
+                machine.direct(tier)
+            except TraceError as error:
+                faults.append(str(error))
     if not faults:
         faults.extend(_overlap_faults(trace, plan))
+        faults.extend(_collision_faults(trace, plan))
     if not faults:  # lineage is only meaningful between well-formed gaps
         faults.extend(_lineage_faults(trace, plan))
     if faults:
@@ -137,6 +189,9 @@ def sources_of_remakes(trace: Trace, plan: Plan) -> dict[ValueId, list[OpIndex]]
 def _shape_faults(trace: Trace, plan: Plan) -> Iterator[str]:
     seen: dict[ValueId, list[Gap]] = {}
     for decision in plan.decisions:
+        if isinstance(decision, Place):
+            yield from _place_faults(trace, decision)
+            continue
         gap = decision.gap
         if not 0 <= gap.value < len(trace.values):
             yield f"value {gap.value} does not exist in this trace"
@@ -222,6 +277,118 @@ def _overlap_faults(trace: Trace, plan: Plan) -> Iterator[str]:
                     f"value {swap.gap.value} ({trace.describe(swap.gap.value)}): out at op "
                     f"{swap.evict_at}, while it is away until op {end}"
                 )
+
+
+def _place_faults(trace: Trace, place: Place) -> Iterator[str]:
+    if not 0 <= place.value < len(trace.values):
+        yield f"value {place.value} does not exist in this trace"
+        return
+    value, out, back = trace.values[place.value], place.evict_at, place.prefetch_at
+    name, end = f"value {value.id} ({trace.describe(value.id)})", len(trace.ops)
+    lasts = trace.lasts(value.storage)
+    if out is None:
+        if value.id in trace.previous_version:
+            yield (
+                f"{name}: op {value.producer} writes it over a value on the device; place that one "
+                "too, or say at which op it is copied out"
+            )
+        if lasts and back is not None:
+            yield (
+                f"{name}: it begins the step in {place.tier} and ends it on the device; say at which "
+                "op it is copied out"
+            )
+    else:
+        if not (0 if value.producer is None else value.producer + 1) <= out <= end:
+            yield f"{name}: out at op {out}, but op {value.producer} makes it; the step has {end} ops"
+        if value.freed is not None and out > value.freed:
+            yield f"{name}: out at op {out}, but it is gone after op {value.freed}"
+        if lasts and back is None:
+            yield (
+                f"{name}: it begins the step on the device and ends it in {place.tier}; say at which "
+                "op it is copied back"
+            )
+    if back is None:
+        return
+    first = out if out is not None else -1 if value.producer is None else value.producer
+    dies = trace.values[trace.versions_of[value.storage][-1]].freed
+    stop = first if wraps(trace, place) else end if dies is None else dies + 1
+    if not 0 <= back < end:
+        yield f"{name}: back at op {back}; the step has {end} ops"
+    elif back == first or (back < first and not lasts):
+        yield f"{name}: out at op {first} and back at op {back} leave no time in {place.tier}"
+    elif not any(back <= use < stop for use in _touches(trace, value.id)):
+        yield f"{name}: back at op {back}, but no op from there to op {stop} uses it"
+
+
+def wraps(trace: Trace, place: Place) -> bool:
+    """Does the value come back in the next step?"""
+    return (
+        place.evict_at is not None
+        and place.prefetch_at is not None
+        and place.prefetch_at <= place.evict_at
+        and trace.lasts(trace.values[place.value].storage)
+    )
+
+
+def _touches(trace: Trace, value: ValueId) -> Iterator[OpIndex]:
+    """The ops that read or write the value's storage."""
+    for version in trace.versions_of[trace.values[value].storage]:
+        yield from trace.uses[version]
+
+
+def _collision_faults(trace: Trace, plan: Plan) -> Iterator[str]:
+    """Placements of a storage that is meanwhile away, or placed already."""
+    placed = {trace.values[place.value].storage for place in plan.places}
+    engaged: defaultdict[StorageId, list[tuple[int, int, Decision]]] = defaultdict(list)
+    for decision in plan.decisions if placed else ():
+        value = decision.value if isinstance(decision, Place) else decision.gap.value
+        if (storage := trace.values[value].storage) in placed:
+            engaged[storage] += [
+                (start, stop, decision) for start, stop in _engaged(trace, decision)
+            ]
+    for storage, found in engaged.items():
+        found.sort(key=lambda one: one[:2])
+        for (start, stop, one), (again, until, other) in pairwise(found):
+            if again <= stop and (isinstance(one, Place) or isinstance(other, Place)):
+                value = trace.versions_of[storage][0]
+                yield (
+                    f"value {value} ({trace.describe(value)}): {_whereabouts(one)} for ops "
+                    f"{start}..{stop}, but {_whereabouts(other)} for ops {again}..{until}"
+                )
+
+
+def _engaged(trace: Trace, decision: Decision) -> list[tuple[int, int]]:
+    """From which op to which, both included, a decision has to do with its value's bytes.
+
+    Op -1 stands for what came before the step.
+    """
+    end = len(trace.ops)
+    match decision:
+        case Swap():
+            start, back, around = decision.evict_at, decision.prefetch_at, decision.gap.wraps
+        case Recompute():
+            start, back, around = decision.gap.start, decision.remake_at, False
+        case Place():
+            made = trace.values[decision.value].producer
+            birth = OpIndex(-1) if made is None else made
+            start = birth if decision.evict_at is None else decision.evict_at
+            back, around = decision.prefetch_at, wraps(trace, decision)
+        case _:
+            assert_never(decision)
+    last = end if back is None else back
+    return [(start, end), (-1, last)] if around else [(start, last)]
+
+
+def _whereabouts(decision: Decision) -> str:
+    match decision:
+        case Swap(tier=tier):
+            return f"swapped to {tier}"
+        case Recompute():
+            return "dropped"
+        case Place(tier=tier):
+            return f"placed in {tier}"
+        case _:
+            assert_never(decision)
 
 
 def _recompute_faults(decision: Recompute) -> Iterator[str]:

@@ -24,12 +24,17 @@ class Problem:
     def free_gaps(self, at_least: int = 1) -> Iterator[Gap]:
         """The gaps of values of `at_least` bytes about which nothing is decided yet.
 
-        A value that a given recomputation starts from must be there then: its gap is not free.
+        A value that a given recomputation starts from must be there then: its gap is not free. Nor is
+        any gap of a storage that is placed, be it for a part of the step.
         """
-        decided = {decision.gap for decision in self.given.decisions}
-        wanted = sources_of_remakes(self.trace, self.given)
+        given, values = self.given, self.trace.values
+        decided = {decision.gap for decision in given.of_gaps}
+        placed = {values[place.value].storage for place in given.places}
+        wanted = sources_of_remakes(self.trace, given)
         for gap in self.trace.gaps(at_least):
-            if gap not in decided and not any(gap.covers(op) for op in wanted.get(gap.value, ())):
+            if gap in decided or values[gap.value].storage in placed:
+                continue
+            if not any(gap.covers(op) for op in wanted.get(gap.value, ())):
                 yield gap
 
     def free_saved_gaps(self, at_least: int = 1) -> Iterator[Gap]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from penstock.ir.trace import OpIndex, Trace, ValueId
 
 __all__ = [
+    "Access",
     "Action",
     "Cause",
     "Drop",
@@ -54,38 +55,52 @@ class Transfer:
     nbytes: int
 
 
+class Access(NamedTuple):
+    """An op uses a value where it is placed: reads it there, or writes it."""
+
+    value: ValueId
+    tier: str
+    written: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """Run an op on the compute lane. `again`: a recomputation.
 
     `takes` are the values that need new bytes, held from its start; `frees` those whose bytes go
     back at its end. An in-place write takes nothing: its value stands where the one before stood.
+    `direct`: what it uses in a tier, where it is placed.
     """
 
     op: OpIndex
     again: bool = False
     takes: tuple[ValueId, ...] = ()
     frees: tuple[ValueId, ...] = ()
+    direct: tuple[Access, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """Put the copy out on its lane. Its bytes come free when it ends, and not before `after` ran."""
+    """Put the copy out on its lane. Its bytes come free when it ends, and not before `after` ran.
+
+    `after` None: no op of this step has used them yet.
+    """
 
     transfer: TransferId
-    after: OpIndex
+    after: OpIndex | None
 
 
 @dataclass(frozen=True, slots=True)
 class Prefetch:
     """Put the copy in on its lane; it takes its bytes when it starts.
 
-    It starts after `out`, the copy out of the same value, and after `room`, the copies out whose
+    It starts after `out`, the copy out of the same value (None: it was placed without one), and after
+    `room`, the copies out whose
     bytes are the ones that it takes.
     """
 
     transfer: TransferId
-    out: TransferId
+    out: TransferId | None
     room: tuple[TransferId, ...] = ()
 
 
@@ -149,15 +164,30 @@ class Copies:
 
 
 @dataclass(frozen=True)
+class Accesses:
+    """What runs use where it is placed, by column and in the order of the runs."""
+
+    row: NDArray[np.int32]  # of the run
+    value: NDArray[np.int32]
+    tier: NDArray[np.int16]  # position in `Copies.tiers`
+    written: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+
+@dataclass(frozen=True)
 class Schedule:
     """Actions in program order, one row each.
 
     `subject` is an op for runs, a transfer for copies and waits, a value for drops. `extra` is the
-    op that an eviction must outlive, the copy out of a copy in, or the number of a wait's cause.
+    op that an eviction must outlive, the copy out of a copy in (-1: there is none), or the number of a
+    wait's cause.
 
     `away` holds the values that a wrapping gap keeps off the device when the step begins, each with
     the copy out that took it there at the end of the step before: an action that names such a
-    transfer ahead of its eviction means that earlier one.
+    transfer ahead of its eviction means that earlier one. `below` holds those that are then placed in a
+    tier with no copy under way.
 
     `need` is, by op, the bytes that must be held at once around it even if all copies out have ended
     that may have. `shortfall` is how far the largest of them is above the budget; 0 if all fit.
@@ -171,7 +201,9 @@ class Schedule:
     frees: Rows  # of runs
     room: Rows  # of prefetches
     copies: Copies
+    direct: Accesses  # of runs
     away: tuple[tuple[ValueId, TransferId], ...] = ()
+    below: tuple[ValueId, ...] = ()
     need: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     budget: int | None = None  # bytes, less the allocator's slack
 
@@ -202,20 +234,32 @@ class Schedule:
 
     def _records(self) -> Iterator[Action]:
         causes = tuple(Cause)
+        direct = self._accesses()
         verbs, subjects, extras = self.verb.tolist(), self.subject.tolist(), self.extra.tolist()
         for row, (verb, subject, extra) in enumerate(zip(verbs, subjects, extras, strict=True)):
             match Verb(verb):
                 case Verb.RUN | Verb.RUN_AGAIN:
                     takes, frees = map(ValueId, self.takes[row]), map(ValueId, self.frees[row])
-                    yield Run(subject, verb == Verb.RUN_AGAIN, tuple(takes), tuple(frees))
+                    again, used = verb == Verb.RUN_AGAIN, tuple(direct.get(row, ()))
+                    yield Run(subject, again, tuple(takes), tuple(frees), used)
                 case Verb.EVICT:
-                    yield Evict(subject, extra)
+                    yield Evict(subject, None if extra < 0 else extra)
                 case Verb.PREFETCH:
-                    yield Prefetch(subject, extra, tuple(map(TransferId, self.room[row])))
+                    room = tuple(map(TransferId, self.room[row]))
+                    yield Prefetch(subject, None if extra < 0 else extra, room)
                 case Verb.WAIT:
                     yield Wait(subject, causes[extra])
                 case Verb.DROP:
                     yield Drop(subject)
+
+    def _accesses(self) -> dict[int, list[Access]]:
+        """By row, what its run uses where it is placed."""
+        found: dict[int, list[Access]] = {}
+        it, tiers = self.direct, self.copies.tiers
+        columns = it.row.tolist(), it.value.tolist(), it.tier.tolist(), it.written.tolist()
+        for row, value, tier, written in zip(*columns, strict=True):
+            found.setdefault(row, []).append(Access(value, tiers[tier], written))
+        return found
 
     @cached_property
     def around(self) -> tuple["Around", ...]:
@@ -265,6 +309,7 @@ class ScheduleBuilder:
     frees: list[Sequence[int]] = field(default_factory=list)
     room: list[Sequence[int]] = field(default_factory=list)
     copied: list[tuple[ValueId, int, bool]] = field(default_factory=list)
+    used: list[tuple[int, ValueId, int, bool]] = field(default_factory=list)
     tiers: dict[str, int] = field(default_factory=dict)
 
     def add(
@@ -276,7 +321,10 @@ class ScheduleBuilder:
         takes: Sequence[int] = (),
         frees: Sequence[int] = (),
         room: Sequence[int] = (),
+        direct: Sequence[Access] = (),
     ) -> None:
+        for value, tier, written in direct:
+            self.used.append((len(self.verb), value, self._tier(tier), written))
         self.verb.append(verb)
         self.subject.append(subject)
         self.extra.append(extra)
@@ -288,16 +336,21 @@ class ScheduleBuilder:
         self.add(Verb.WAIT, transfer, _CAUSE_NUMBER[cause])
 
     def transfer(self, value: ValueId, tier: str, *, inward: bool) -> TransferId:
-        self.copied.append((value, self.tiers.setdefault(tier, len(self.tiers)), inward))
+        self.copied.append((value, self._tier(tier), inward))
         return TransferId(len(self.copied) - 1)
+
+    def _tier(self, name: str) -> int:
+        return self.tiers.setdefault(name, len(self.tiers))
 
     def build(
         self,
         away: Iterable[tuple[ValueId, TransferId]] = (),
+        below: Iterable[ValueId] = (),
         need: Sequence[int] = (),
         budget: int | None = None,
     ) -> Schedule:
         copied = np.array(self.copied, np.int32).reshape(-1, 3)
+        used = np.array(self.used, np.int32).reshape(-1, 4)
         copies = Copies(
             copied[:, 0].copy(),
             copied[:, 1].astype(np.int16),
@@ -313,7 +366,14 @@ class ScheduleBuilder:
             _rows(self.frees),
             _rows(self.room),
             copies,
+            Accesses(
+                used[:, 0].copy(),
+                used[:, 1].copy(),
+                used[:, 2].astype(np.int16),
+                used[:, 3].astype(np.bool_),
+            ),
             tuple(away),
+            tuple(below),
             np.array(need, np.int64),
             budget,
         )

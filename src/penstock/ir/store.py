@@ -17,8 +17,8 @@ import numpy as np
 import zstandard
 
 from penstock.errors import TraceError, nearest
-from penstock.ir.machine import Device, Link, Machine, Rate, Tier
-from penstock.ir.plan import Decision, Plan, Recompute, Swap
+from penstock.ir.machine import Device, Direct, Link, Machine, Rate, Tier
+from penstock.ir.plan import Decision, Place, Plan, Recompute, Swap
 from penstock.ir.schedule import Cause
 from penstock.ir.timeline import Timeline
 from penstock.ir.trace import Gap, Kind, Op, OpIndex, Phase, StorageId, Trace, Value, ValueId
@@ -290,7 +290,16 @@ def _read_tier(body: Json, position: int) -> Tier:
         _read_link(tier, "write", where),
         _read_link(tier, "read", where),
         drag,
+        None if tier.get("direct") is None else _read_direct(tier, where),
     )
+
+
+def _read_direct(tier: Json, where: str) -> Direct:
+    rates, where = _record(tier, "direct", where), f"{where}.direct"
+    read, write = (_number(rates, name, where) for name in ("read", "write"))
+    if not read or not write:
+        raise TraceError(f"{where}.read and write must be more than 0 bytes per second")
+    return Direct(read, write)
 
 
 def _read_link(tier: Json, name: str, where: str) -> Link:
@@ -372,6 +381,14 @@ def _write_plan(plan: Plan) -> Json:
 
 
 def _decision(decision: Decision) -> Json:
+    if isinstance(decision, Place):
+        return {
+            "do": "place",
+            "value": decision.value,
+            "tier": decision.tier,
+            "evict_at": decision.evict_at,
+            "prefetch_at": decision.prefetch_at,
+        }
     gap = decision.gap
     where = {"value": gap.value, "start": gap.start, "stop": gap.stop}
     match decision:
@@ -393,7 +410,11 @@ def _read_plan(body: Json) -> Plan:
 
 
 def _read_decision(row: Json) -> Decision:
-    gap = Gap(ValueId(int(row["value"])), OpIndex(int(row["start"])), _index(row["stop"]))
+    value = ValueId(int(row["value"]))
+    if row["do"] == "place":
+        out, back = _index(row.get("evict_at")), _index(row.get("prefetch_at"))
+        return Place(value, str(row["tier"]), out, back)
+    gap = Gap(value, OpIndex(int(row["start"])), _index(row["stop"]))
     match row["do"]:
         case "swap":
             return Swap(
@@ -406,7 +427,9 @@ def _read_decision(row: Json) -> Decision:
         case "recompute":
             return Recompute(gap, OpIndex(int(row["remake_at"])))
         case other:
-            raise TraceError(f"a decision says {other!r}; known are 'swap' and 'recompute'")
+            raise TraceError(
+                f"a decision says {other!r}; known are 'swap', 'recompute' and 'place'"
+            )
 
 
 def _index(number: int | None) -> OpIndex | None:

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator
 
 from penstock.errors import TraceError, mib
-from penstock.ir.plan import Plan, Recompute, Swap
+from penstock.ir.plan import Place, Plan, Recompute, Swap
 from penstock.ir.trace import Kind, Op, OpIndex, Phase, StorageId, Trace, Value, ValueId
 
 __all__ = ["parse", "show", "show_plan"]
@@ -205,6 +205,9 @@ def show_plan(trace: Trace, plan: Plan) -> str:
     """A plan's decisions, one a line, in the trace's own names."""
     lines = []
     for decision in plan.decisions:
+        if isinstance(decision, Place):
+            lines.append(_placed(trace, decision))
+            continue
         gap = decision.gap
         stop = "end" if gap.stop is None else str(gap.stop)
         head = f"{trace.describe(gap.value)}, {mib(trace.values[gap.value].nbytes)}"
@@ -216,6 +219,13 @@ def show_plan(trace: Trace, plan: Plan) -> str:
                 what = f"recompute at op {decision.remake_at}"
         lines.append(f"{head}: {what} (idle {gap.start}..{stop})")
     return "\n".join(lines)
+
+
+def _placed(trace: Trace, place: Place) -> str:
+    head = f"{trace.describe(place.value)}, {mib(trace.values[place.value].nbytes)}"
+    out = "from its birth" if place.evict_at is None else f"out at op {place.evict_at}"
+    back = "for good" if place.prefetch_at is None else f"back at op {place.prefetch_at}"
+    return f"{head}: placed in {place.tier}: {out}, {back}"
 
 
 def _names(trace: Trace) -> dict[ValueId, str]:

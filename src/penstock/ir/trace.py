@@ -182,6 +182,33 @@ class Trace:
         return tuple(map(tuple, found))
 
     @cached_property
+    def versions_of(self) -> dict[StorageId, tuple[ValueId, ...]]:
+        """For each storage, its values in the order in which they take each other's place."""
+        found: dict[StorageId, list[ValueId]] = {}
+        for value in self.values:
+            found.setdefault(value.storage, []).append(value.id)
+        return {storage: tuple(values) for storage, values in found.items()}
+
+    def version_before(self, storage: StorageId, op: int) -> ValueId:
+        """The version of `storage` that op `op` finds. There must be one."""
+        return next(
+            value
+            for value in reversed(self.versions_of[storage])
+            if (made := self.values[value].producer) is None or made < op
+        )
+
+    def lasts(self, storage: StorageId) -> bool:
+        """Is the storage there before the step begins and when it has ended?"""
+        first, last = self.versions_of[storage][0], self.versions_of[storage][-1]
+        return self.values[first].producer is None and self.values[last].freed is None
+
+    @cached_property
+    def producers(self) -> NDArray[np.int64]:
+        """By value: the op that makes it; -1 if it is there before the step begins."""
+        made = (value.producer for value in self.values)
+        return np.array([-1 if op is None else op for op in made], np.int64)
+
+    @cached_property
     def next_version(self) -> dict[ValueId, ValueId]:
         """For each overwritten value, the version that took its place."""
         latest: dict[StorageId, ValueId] = {}

@@ -122,8 +122,8 @@ def changes(schedule: Schedule, times: Times) -> Changes:
         change(at, kind[values], sign * size[values], values, order)
 
     leaving = np.array([v for v, t in schedule.away if earlier_end[t] > 0], np.int32)
-    away = {value for value, _ in schedule.away}
-    initial = np.array([v for v in trace.initial if v not in away], np.int32)
+    elsewhere = {*(value for value, _ in schedule.away), *schedule.below}
+    initial = np.array([v for v in trace.initial if v not in elsewhere], np.int32)
     change_values(np.zeros(len(initial)), initial, 1, -1)
     change_values(np.zeros(len(leaving)), leaving, 1, -1)
     until = np.array([earlier_end[t] for _, t in schedule.away if earlier_end[t] > 0], np.float64)
@@ -141,7 +141,7 @@ def changes(schedule: Schedule, times: Times) -> Changes:
     change(end_of[runs], on_scratch, -workspace, nobody, 3 * runs + 2)
 
     evicts = rows[verb == Verb.EVICT]
-    ran_until = np.zeros(len(trace.ops))
+    ran_until = np.zeros(len(trace.ops) + 1)  # the last: before any op, for evictions that say -1
     first_runs = rows[verb == Verb.RUN]
     ran_until[subject[first_runs]] = end_of[first_runs]
     freed = np.maximum(end_of[evicts], ran_until[schedule.extra[evicts]])

@@ -6,13 +6,13 @@ the budget holds even if no other copy has ended. So the budget never depends on
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from penstock.ir.lineage import lineage
-from penstock.ir.plan import Plan, Recompute, Residency, Swap
-from penstock.ir.schedule import Cause, Schedule, ScheduleBuilder, TransferId, Verb
-from penstock.ir.trace import OpIndex, Trace, ValueId
+from penstock.ir.plan import Place, Plan, Recompute, Residency, Swap, wraps
+from penstock.ir.schedule import Access, Cause, Schedule, ScheduleBuilder, TransferId, Verb
+from penstock.ir.trace import Op, OpIndex, StorageId, Trace, ValueId
 
 __all__ = ["lower"]
 
@@ -28,6 +28,11 @@ def lower(trace: Trace, plan: Plan, budget: int | None = None) -> Schedule:
                     triggers[decision.prefetch_at].prefetch.append(decision)
                 if decision.fence is not None:
                     triggers[decision.fence].fence.append(decision)
+            case Place():
+                if decision.evict_at is not None:
+                    triggers[decision.evict_at].below.append(decision)
+                if decision.prefetch_at is not None:
+                    triggers[decision.prefetch_at].back.append(decision)
             case Recompute():
                 triggers[decision.gap.start].drop.append(decision.gap.value)
                 triggers[decision.remake_at].remake.append(decision.gap.value)
@@ -38,8 +43,12 @@ def lower(trace: Trace, plan: Plan, budget: int | None = None) -> Schedule:
         due = triggers.get(op.index, idle)
         for swap in due.evict:
             state.evict(swap)
+        for place in due.below:
+            state.move_below(place)
         for swap in due.prefetch:
             state.prefetch(swap)
+        for place in due.back:
+            state.bring_back(place)
         for swap in due.fence:
             state.wait(state.leaving[swap], Cause.FENCE)
         if due.remake:
@@ -47,8 +56,11 @@ def lower(trace: Trace, plan: Plan, budget: int | None = None) -> Schedule:
         state.run(op.index)
         for value in due.drop:
             state.drop(value)
-    for swap in triggers.get(len(trace.ops), idle).evict:
+    last = triggers.get(len(trace.ops), idle)
+    for swap in last.evict:
         state.evict(swap)
+    for place in last.below:
+        state.move_below(place)
     return state.schedule()
 
 
@@ -61,6 +73,8 @@ class _Triggers:
     fence: list[Swap] = field(default_factory=list)
     drop: list[ValueId] = field(default_factory=list)
     remake: list[ValueId] = field(default_factory=list)
+    below: list[Place] = field(default_factory=list)
+    back: list[Place] = field(default_factory=list)
 
 
 class _Lowering:
@@ -71,7 +85,7 @@ class _Lowering:
         self.size = [value.nbytes for value in trace.values]
         self.residency = Residency(trace, plan)
         self.out = ScheduleBuilder(trace)
-        self.leaving: dict[Swap, TransferId] = {}
+        self.leaving: dict[Swap | Place, TransferId] = {}
         self.arriving: dict[ValueId, TransferId] = {}
         self.gone: set[ValueId] = set()  # not resident by plan
         # Copies out of which some bytes still count as held, oldest first: the bytes, and the op
@@ -82,34 +96,57 @@ class _Lowering:
         self.need = [0] * len(trace.ops)
         self.occupied = sum(self.size[v] for v in trace.initial)
         self.away: list[tuple[ValueId, TransferId]] = []
+        # What is placed: by storage, the tier where it is now, and the copy that took it there if
+        # that may not have ended; the values that are born there; those that begin the step there.
+        self.placing = bool(plan.places)
+        self.below: dict[StorageId, str] = {}
+        self.unsettled: dict[StorageId, TransferId] = {}
+        self.born: dict[ValueId, str] = {}
+        self.begins: list[ValueId] = []
+        self.copied = _still_copied(trace, plan.places)
+        for place in plan.places:
+            if place.evict_at is None:
+                self.born[place.value] = place.tier
+            begins = place.evict_at is None and trace.values[place.value].producer is None
+            if begins or (place in self.copied and wraps(trace, place)):
+                self.begin_below(place)
         # The step before may still be copying, and its last copies are the last to end.
-        for swap in sorted(plan.swaps, key=lambda swap: swap.evict_at):
-            if swap.gap.wraps:
-                value = self.returning(swap)
-                self.leaving[swap] = copy = self.out.transfer(value, swap.tier, inward=False)
-                self.owe(copy, self.size[value], -1)
-                self.gone.add(value)
-                self.away.append((value, copy))
+        for leaver in self.leavers(plan):
+            value = self.returning(leaver)
+            self.leaving[leaver] = copy = self.out.transfer(value, leaver.tier, inward=False)
+            self.owe(copy, self.size[value], -1)
+            self.gone.add(value)
+            self.away.append((value, copy))
+            if isinstance(leaver, Place):
+                storage = trace.values[value].storage
+                self.below[storage], self.unsettled[storage] = leaver.tier, copy
         while budget is not None and self.occupied > budget and self.pending:
             self.wait(next(iter(self.pending)), Cause.ROOM)
 
     def schedule(self) -> Schedule:
-        return self.out.build(self.away, self.need, self.budget)
+        return self.out.build(self.away, self.begins, self.need, self.budget)
 
     def run(self, index: OpIndex) -> None:
         op = self.trace.ops[index]
         self.await_inputs(op.reads)
-        takes = self.trace.fresh[index]
+        takes: Sequence[ValueId] = self.trace.fresh[index]
+        direct: Sequence[Access] = ()
+        if self.placing:
+            takes, direct = self.reach(op)
         self.take(takes, op.workspace, index)
         for value in op.writes:  # a new version stands where the old one stood
             if (before := self.trace.previous_version.get(value)) is not None:
                 self.gone.discard(before)
+        if self.below:  # what is written there stays there
+            self.gone.update(access.value for access in direct if access.written)
         frees = tuple(v for v in self.trace.freed_after[index] if v not in self.gone)
         self.occupied -= self.bytes_of(frees)
-        self.out.add(Verb.RUN, index, takes=takes, frees=frees)
+        self.out.add(Verb.RUN, index, takes=takes, frees=frees, direct=direct)
 
     def evict(self, swap: Swap) -> None:
         value = swap.gap.value
+        if self.placing:  # it may have been brought back and not been used since
+            self.await_inputs((value,))
         if (copy := self.leaving.get(swap)) is None:
             self.leaving[swap] = copy = self.out.transfer(value, swap.tier, inward=False)
         self.out.add(Verb.EVICT, copy, swap.gap.start)
@@ -128,6 +165,74 @@ class _Lowering:
         self.gone.discard(value)
         self.arriving[value] = copy
 
+    def leavers(self, plan: Plan) -> list[Swap | Place]:
+        """The decisions whose copies out the step before may still be at, in their order."""
+        places = (p for p in plan.places if wraps(self.trace, p) and p not in self.copied)
+        swaps = (swap for swap in plan.swaps if swap.gap.wraps)
+        return sorted((*swaps, *places), key=lambda one: one.evict_at or 0)
+
+    def begin_below(self, place: Place) -> None:
+        """The step begins with the value in its tier, and no copy on its way there."""
+        storage = self.trace.values[place.value].storage
+        first = self.trace.versions_of[storage][0]
+        self.below[storage] = place.tier
+        self.begins.append(first)
+        self.gone.add(first)
+        self.occupied -= self.size[first]
+
+    def move_below(self, place: Place) -> None:
+        value, storage = place.value, self.trace.values[place.value].storage
+        self.await_inputs((value,))
+        self.below[storage] = place.tier
+        if place in self.copied:
+            self.drop(value)
+            return
+        if (copy := self.leaving.get(place)) is None:
+            self.leaving[place] = copy = self.out.transfer(value, place.tier, inward=False)
+        assert place.evict_at is not None
+        uses = [use for v in self.trace.versions_of[storage] for use in self.trace.uses[v]]
+        after = max((use for use in uses if use < place.evict_at), default=-1)
+        self.out.add(Verb.EVICT, copy, after)
+        self.owe(copy, self.size[value], after)
+        self.gone.add(value)
+        self.unsettled[storage] = copy
+
+    def bring_back(self, place: Place) -> None:
+        assert place.prefetch_at is not None
+        storage = self.trace.values[place.value].storage
+        value = self.trace.version_before(storage, place.prefetch_at)
+        del self.below[storage]
+        self.unsettled.pop(storage, None)
+        if (out := self.leaving.get(place)) is not None:
+            self.settle(out)
+        room = self.reserve(self.size[value], place.prefetch_at)
+        copy = self.out.transfer(value, place.tier, inward=True)
+        self.out.add(Verb.PREFETCH, copy, -1 if out is None else out, room=room)
+        self.occupied += self.size[value]
+        self.gone.discard(value)
+        self.arriving[value] = copy
+
+    def reach(self, op: Op) -> tuple[list[ValueId], list[Access]]:
+        """What `op` must find room for on the device, and what it uses below."""
+        previous, values = self.trace.previous_version, self.trace.values
+        for value in op.writes:
+            if (tier := self.born.get(value)) is not None:
+                self.below[values[value].storage] = tier
+        self.await_inputs(previous[value] for value in op.writes if value in previous)
+        takes = [value for value in self.trace.fresh[op.index] if value not in self.born]
+        return takes, [*self.reached(op.reads), *self.reached(op.writes, written=True)]
+
+    def reached(self, values: Iterable[ValueId], *, written: bool = False) -> list[Access]:
+        """Those of `values` that are used below, once they are there."""
+        found = []
+        for value in values:
+            storage = self.trace.values[value].storage
+            if (tier := self.below.get(storage)) is not None:
+                if (copy := self.unsettled.pop(storage, None)) is not None:
+                    self.wait(copy, Cause.INPUT)
+                found.append(Access(value, tier, written))
+        return found
+
     def remake(self, targets: Iterable[ValueId], at: OpIndex) -> None:
         """One pass that remakes `targets`: each op of their joint lineage runs once."""
         trace, wanted = self.trace, set(targets)
@@ -140,7 +245,10 @@ class _Lowering:
         inside: set[ValueId] = set()  # made by this pass and still there
         for index in ops:
             op = trace.ops[index]
-            self.await_inputs(read for read in op.reads if read not in inside)
+            outside = [read for read in op.reads if read not in inside]
+            self.await_inputs(outside)
+            alive = (read for read in outside if self.residency.holds(read, at))
+            direct = self.reached(alive) if self.below else ()
             takes = []
             for value in op.writes:
                 before = trace.previous_version.get(value)
@@ -159,7 +267,7 @@ class _Lowering:
             )
             inside.difference_update(frees)
             self.occupied -= self.bytes_of(frees)
-            self.out.add(Verb.RUN_AGAIN, index, takes=takes, frees=frees)
+            self.out.add(Verb.RUN_AGAIN, index, takes=takes, frees=frees, direct=direct)
         self.gone.difference_update(wanted)
 
     def drop(self, value: ValueId) -> None:
@@ -233,12 +341,36 @@ class _Lowering:
                 return copy
         return None
 
-    def returning(self, swap: Swap) -> ValueId:
-        """The value that the copy in brings: in a wrapping gap, the next step's first version."""
-        if not swap.gap.wraps:
-            return swap.gap.value
-        storage = self.trace.values[swap.gap.value].storage
-        return next(v for v in self.trace.initial if self.trace.values[v].storage == storage)
+    def returning(self, leaver: Swap | Place) -> ValueId:
+        """The value that the copy in brings: across steps, the next one's first version."""
+        if isinstance(leaver, Swap) and not leaver.gap.wraps:
+            return leaver.gap.value
+        value = leaver.gap.value if isinstance(leaver, Swap) else leaver.value
+        return self.trace.versions_of[self.trace.values[value].storage][0]
 
     def bytes_of(self, values: Iterable[ValueId]) -> int:
         return sum(self.size[v] for v in values)
+
+
+def _still_copied(trace: Trace, places: Sequence[Place]) -> set[Place]:
+    """Those that need no copy out: what an earlier one brought back was not written since."""
+    found = set()
+    of: defaultdict[StorageId, list[Place]] = defaultdict(list)
+    for place in places:
+        of[trace.values[place.value].storage].append(place)
+    for storage, mine in of.items():
+        brought = sorted(
+            (place.prefetch_at, place.tier) for place in mine if place.prefetch_at is not None
+        )
+        first, last = trace.versions_of[storage][0], trace.versions_of[storage][-1]
+        for place in mine:
+            if place.evict_at is None or not brought:
+                continue
+            before = [one for one in brought if one[0] < place.evict_at]
+            at, tier = (before or brought)[-1]
+            value = trace.version_before(storage, at)
+            if not before:  # if any, it was brought back in the step before
+                value = first if trace.lasts(storage) and value == last else ValueId(-1)
+            if value == place.value and tier == place.tier:
+                found.add(place)
+    return found

@@ -3,6 +3,9 @@
 Compute ops run in order on one lane. Each direction of each tier is a lane, first come first served
 in trigger order. A copy out frees its bytes when it ends, a copy in takes them when it starts. While
 a copy runs, compute loses the share of its speed that the tier's `drag` says.
+
+An op that uses what is placed in a tier takes longer by those bytes at the tier's direct rates, less what
+they take at the device's bandwidth, which is in its own seconds already.
 """
 
 from dataclasses import dataclass
@@ -54,6 +57,8 @@ def _columns(schedule: Schedule, machine: Machine) -> _Columns:
     is_run = is_first | (schedule.verb == Verb.RUN_AGAIN)
     op = np.where(is_run, schedule.subject, 0)
     cost = np.where(is_run, ops.seconds[op], 0.0)
+    if len(schedule.direct):
+        cost += _direct_seconds(schedule, machine)
     host = np.where(is_first, ops.host_seconds[op], 0.0)
 
     copies = schedule.copies
@@ -70,6 +75,21 @@ def _columns(schedule: Schedule, machine: Machine) -> _Columns:
         latency[lane] + nbytes / bandwidth[lane],
         np.array([0.0, *(tier.drag for tier in tiers for _ in range(2))]),
     )
+
+
+def _direct_seconds(schedule: Schedule, machine: Machine) -> NDArray[np.float64]:
+    """By action: how much longer its run takes because of what it uses in a tier; never less than 0."""
+    used, tiers = schedule.direct, schedule.copies.tiers
+    per_byte = np.zeros((len(tiers), 2))  # seconds: read, written
+    for tier in np.unique(used.tier).tolist():
+        rates = machine.direct(tiers[tier])
+        per_byte[tier] = 1 / rates.read, 1 / rates.write
+    if machine.device.bandwidth:
+        per_byte = np.maximum(per_byte - 1 / machine.device.bandwidth, 0.0)
+    nbytes = schedule.trace.columns.nbytes[used.value]
+    more = nbytes * per_byte[used.tier, used.written.astype(np.intp)]
+    found: NDArray[np.float64] = np.bincount(used.row, more, len(schedule.verb)).astype(np.float64)
+    return found
 
 
 _Walked: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], float]
@@ -161,7 +181,8 @@ def _core(
             here = lane[transfer]
             begin = max(now, free[here])
             if verb[row] == _PREFETCH:
-                begin = max(begin, copy_end[extra[row]])
+                if extra[row] >= 0:
+                    begin = max(begin, copy_end[extra[row]])
                 for other in range(room_starts[row], room_starts[row + 1]):
                     begin = max(begin, copy_end[room[other]])
             start[row] = begin

@@ -44,6 +44,7 @@ class Model:
     """A programme under construction."""
 
     names: dict[Hashable, Variable] = field(default_factory=dict)
+    offset: float = 0.0  # of the objective
     _cost: "array[float]" = field(default_factory=lambda: array("d"))
     _lower: "array[float]" = field(default_factory=lambda: array("d"))
     _upper: "array[float]" = field(default_factory=lambda: array("d"))
@@ -78,6 +79,13 @@ class Model:
     def fix(self, variable: Variable, value: float) -> None:
         """The variable can be nothing but `value`."""
         self._lower[variable] = self._upper[variable] = value
+
+    def charge(self, variable: Variable, cost: float) -> None:
+        """The variable costs so much more."""
+        self._cost[variable] += cost
+
+    def is_fixed(self, variable: Variable) -> bool:
+        return self._lower[variable] == self._upper[variable]
 
     def at_most(self, limit: float, *terms: tuple[Variable, float]) -> None:
         """The sum of variable times factor over `terms` is `limit` or less."""
@@ -123,7 +131,7 @@ class Model:
         if not time_limit > 0:
             raise UsageError(f"time_limit is {time_limit:g} seconds; it must be more than 0")
         if not self.names:
-            return Solution({}, 0.0, proven=True, bound=0.0)
+            return Solution({}, self.offset, proven=True, bound=self.offset)
         costs = np.array(self._cost, np.float64)
         # Costs are often seconds, and far below the solver's tolerances: the largest becomes
         # about a thousand. By a power of two, so that nothing is rounded.
@@ -131,7 +139,7 @@ class Model:
         scale = 2.0 ** (10 - math.frexp(largest)[1]) if largest else 1.0
         whole = np.array(self._whole, np.int32)
 
-        solver = highspy.Highs()
+        solver = highspy.Highs()  # type: ignore[no-untyped-call]
         for option, value in (
             ("output_flag", False),
             ("threads", 1),
@@ -145,7 +153,7 @@ class Model:
             len(self._columns),
             int(highspy.MatrixFormat.kRowwise),
             int(highspy.ObjSense.kMinimize),
-            0.0,
+            self.offset * scale,
             costs * scale,
             np.array(self._lower, np.float64),
             np.array(self._upper, np.float64),
@@ -184,13 +192,15 @@ class Model:
             )
         found = np.array(solver.getSolution().col_value, np.float64)
         found = np.where(whole == 1, np.rint(found), found)
-        objective = float(costs @ found)
+        objective = float(costs @ found) + self.offset
         proven = outcome == highspy.HighsModelStatus.kOptimal
         if whole.any():
             bound = min(objective, info.mip_dual_bound / scale)
         else:
             bound = objective if proven else -math.inf
-        return Solution(dict(zip(self.names, found.tolist(), strict=True)), objective, proven, bound)
+        return Solution(
+            dict(zip(self.names, found.tolist(), strict=True)), objective, proven, bound
+        )
 
     def _add(
         self, name: Hashable, lower: float, upper: float, cost: float, *, whole: bool
