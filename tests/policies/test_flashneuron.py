@@ -2,6 +2,8 @@
 
 import pytest
 
+from external import external
+from penstock.interop.g10 import read_graph
 from penstock.ir.machine import Device, Link, Machine, Tier
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
@@ -118,3 +120,34 @@ def test_where_the_formula_promises_too_much_more_is_taken():
     found = planned(trace, 64 * MIB, budget)
     assert len(found.plan.swaps) == 2
     assert found.shortfall == 0
+
+
+# -- the published graphs ------------------------------------------------------------------------
+
+
+def published(name, gib):
+    path = external("g10") / "graphs" / f"{name}.kernels.csv"
+    device = Device("A100", gib * GIB)
+    ssd = Tier("disk", 2**42, Link(3.2 * GIB), Link(3.2 * GIB))
+    return Problem(read_graph(path).trace, Machine(device, (ssd,)), gib * GIB)
+
+
+# Bytes each way and seconds, from the re-implementation in G10's simulator. Its arena is two-ended and
+# in pieces at times, ours holds bytes: so ours waits less, by up to 5 % here and 16 % on Inception.
+REPLAYED = {
+    ("BERT_Base_256", 40): (10_884_612_096, 10.2155),
+    ("BERT_Base_256", 32): (None, 12.7059),
+    ("BERT_Base_512", 40): (None, 44.0797),
+    ("VIT_1024", 32): (None, 9.91234),
+    ("ResNet152_1280", 40): (None, 175.261),
+}
+
+
+@pytest.mark.parametrize(("name", "gib"), REPLAYED)
+def test_it_takes_as_long_as_in_the_simulator_of_g10(name, gib):
+    problem, (nbytes, seconds) = published(name, gib), REPLAYED[name, gib]
+    found = outcome(problem, Flashneuron(smallest=1)(problem))
+    assert found.shortfall == 0
+    if nbytes is not None:
+        assert found.timeline.traffic == {"disk write": nbytes, "disk read": nbytes}
+    assert seconds * 0.95 < found.timeline.seconds <= seconds

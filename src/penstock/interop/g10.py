@@ -64,9 +64,9 @@ def read_kernels(path: Path) -> tuple[tuple[Kernel, ...], dict[int, Tensor]]:
             raise TraceError(f"{where}: is_global is {is_global}; it must be 0 or 1")
         tensors[number] = Tensor(nbytes, bool(is_global))
     kernels: list[Kernel] = []
-    for where, (number, name, cycles, inputs, outputs) in _rows(path, KERNELS):
-        if _number(number, where) != len(kernels):
-            raise TraceError(f"{where}: kernel {number} stands where {len(kernels)} should be")
+    for where, (index, name, cycles, inputs, outputs) in _rows(path, KERNELS):
+        if _number(index, where) != len(kernels):
+            raise TraceError(f"{where}: kernel {index} stands where {len(kernels)} should be")
         named = [tuple(_number(one, where) for one in text.split()) for text in (inputs, outputs)]
         if unknown := {one for ids in named for one in ids} - tensors.keys():
             raise TraceError(f"{where}: tensor {min(unknown)} is not described in {beside}")
@@ -83,7 +83,7 @@ def _rows(path: Path, head: str) -> Iterator[tuple[str, list[str]]]:
             rows = csv.reader(file)
             if (found := ",".join(next(rows, []))) != head:
                 raise TraceError(f"{path}, line 1: {found[:80]!r}; it must be {head!r}")
-            for row in rows:
+            for row in filter(None, rows):
                 where = f"{path}, line {rows.line_num}"
                 if len(row) != head.count(",") + 1:
                     raise TraceError(f"{where}: {len(row)} fields; there must be those of {head!r}")

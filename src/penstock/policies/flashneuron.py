@@ -6,17 +6,16 @@ Idea      Phase 1 takes saved values in the order in which forward makes them, u
           written comes back as memory frees, in the order in which backward reads it.
 Assumes   Each iteration alike; model state and workspace resident; writes end before backward begins.
 Inferred  `fits` is at most, and an exchange stops at as many bytes as it gave up (the paper's own
-          example wants both). The resident set is known op by op, so a copy back waits for the room
-          that later ops leave and not for that of the largest layer. Where the formula promises too
-          much (gradients that pile up), more is taken, still in forward order. The SSD is the lowest
-          tier.
+          example wants both). Copies back start after an op, as long as what is free then holds them and
+          the largest op; never before later ops leave them room. Where the formula promises too much
+          (gradients that pile up), more is taken, still in forward order. The SSD is the lowest tier.
 Not here  Compression: a plan has no codec yet, and rounding to FP16 would change results. So no value
           counts as compressible and phase 2 finds nothing to exchange. Nor the two-ended arena: planned
           offsets are the allocator's business.
 Reads     The trace, the last tier, the budget.
 """
 
-from bisect import bisect_right
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -24,7 +23,7 @@ from typing import ClassVar, NamedTuple
 
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Need, Paper, Problem
-from penstock.ir.trace import Gap, OpIndex, Phase, Trace
+from penstock.ir.trace import Gap, Op, OpIndex, Phase, Trace, ValueId
 from penstock.solve.best import Outcome, outcome
 from penstock.solve.pressure import Pressure
 from penstock.solve.swaps import as_room_allows
@@ -83,14 +82,23 @@ class Flashneuron:
 
 def resident(trace: Trace) -> int:
     """Bytes of model state and of what the largest op touches beside it."""
-    is_state = [value.kind.is_state for value in trace.values]
-    size = trace.columns.nbytes.tolist()
-    state = sum(size[v] for v in trace.initial if is_state[v])
-    touched = (
-        sum(size[v] for v in {*op.reads, *trace.fresh[op.index]} if not is_state[v]) + op.workspace
-        for op in trace.ops
+    return sum(trace.values[v].nbytes for v in trace.initial if _is_state(trace, v)) + largest(
+        trace
     )
-    return int(state + max(touched, default=0))
+
+
+def largest(trace: Trace) -> int:
+    """Bytes of the op that touches most beside model state."""
+    return max((_touched(trace, op) for op in trace.ops), default=0)
+
+
+def _touched(trace: Trace, op: Op) -> int:
+    values = (v for v in {*op.reads, *trace.fresh[op.index]} if not _is_state(trace, v))
+    return sum(trace.values[v].nbytes for v in values) + op.workspace
+
+
+def _is_state(trace: Trace, value: ValueId) -> bool:
+    return trace.values[value].kind.is_state
 
 
 def phase_1(tensors: Sequence[Tensor], room: int) -> list[int]:
@@ -126,15 +134,46 @@ def phase_2(
 
 def written(problem: Problem, gaps: list[Gap]) -> Outcome:
     """The outcome if the values of `gaps` go to the SSD, and backward waits until they are there."""
-    trace, pressure = problem.trace, Pressure(problem)
+    trace, pressure, begins = problem.trace, Pressure(problem), backward_after(problem.trace)
     for gap in gaps:
         pressure.relieve(gap, trace.values[gap.value].nbytes)
-    backward = [op.index for op in trace.ops if op.phase is Phase.BACKWARD]
-
-    def begins(gap: Gap) -> OpIndex:
-        """The backward that follows."""
-        return backward[bisect_right(backward, gap.start)]
-
-    swaps = as_room_allows(trace, problem.machine.tiers[-1], gaps, pressure, after=begins)
-    fenced = (replace(swap, fence=begins(swap.gap)) for swap in swaps)
+    back = drawn(trace, pressure, gaps, begins)
+    tier = problem.machine.tiers[-1]
+    swaps = as_room_allows(trace, tier, gaps, pressure, after=lambda gap: back[gap] - 1)
+    fenced = (replace(swap, fence=begins[swap.gap.start]) for swap in swaps)
     return outcome(problem, problem.given.plus(fenced))
+
+
+def backward_after(trace: Trace) -> list[OpIndex]:
+    """For each op, the first of backward that follows it; the number of ops if none does."""
+    found, following = [], OpIndex(len(trace.ops))
+    for op in reversed(trace.ops):
+        found.append(following)
+        if op.phase is Phase.BACKWARD:
+            following = op.index
+    return found[::-1]
+
+
+def drawn(
+    trace: Trace, pressure: Pressure, gaps: list[Gap], begins: list[OpIndex]
+) -> dict[Gap, int]:
+    """With which op each value comes back: when what is free holds it and the largest op."""
+    found: dict[Gap, int] = {}
+    queue = deque(sorted(gaps, key=lambda gap: gap.stop or 0))
+    reserve, early = largest(trace), 0  # `early`: bytes that are back and not used yet
+    closing = [0] * (len(trace.ops) + 1)
+    for op in trace.ops:
+        early -= closing[op.index]
+        gone = sum(trace.values[v].nbytes for v in trace.freed_after[op.index]) + op.workspace
+        free = gone - pressure.over(op.index) - early - reserve
+        while queue and begins[queue[0].start] <= op.index:
+            gap = queue[0]
+            nbytes = trace.values[gap.value].nbytes
+            assert gap.stop is not None
+            if gap.stop > op.index + 1:
+                if free <= nbytes:
+                    break
+                free, early = free - nbytes, early + nbytes
+                closing[gap.stop] += nbytes
+            found[queue.popleft()] = op.index + 1
+    return {gap: found.get(gap, gap.stop or 0) for gap in gaps}

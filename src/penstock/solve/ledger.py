@@ -1,11 +1,14 @@
 """What a link can still carry while each op runs, as transfers are booked on it."""
 
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 __all__ = ["Ledger"]
+
+_Bytes: TypeAlias = float | NDArray[np.float64]
+_Ops: TypeAlias = int | NDArray[np.int64]
 
 
 class Ledger:
@@ -15,24 +18,24 @@ class Ledger:
         self.slots = seconds * bandwidth
         self.free = self.slots.copy()
 
-    def finish(self, nbytes: ArrayLike, start: ArrayLike) -> NDArray[np.int64]:
+    def finish(self, nbytes: _Bytes, start: _Ops) -> NDArray[np.int64]:
         """The op in which `nbytes` have gone that begin with op `start`.
 
         The number of ops, if the step ends before.
         """
         before = self._before()
-        found: NDArray[np.int64] = np.searchsorted(before, before[start] + np.asarray(nbytes)) - 1
+        found = np.searchsorted(before, np.asarray(before[start] + nbytes)) - 1
         return np.maximum(found, start)
 
-    def latest_start(self, nbytes: ArrayLike, stop: ArrayLike) -> NDArray[np.int64]:
+    def latest_start(self, nbytes: _Bytes, stop: _Ops) -> NDArray[np.int64]:
         """The last op with which `nbytes` can begin and be there when op `stop` starts.
 
         -1, if even the first is too late.
         """
         before = self._before()
-        wanted = before[stop] - np.asarray(nbytes)
-        found: NDArray[np.int64] = np.searchsorted(before, wanted, side="right") - 1
-        return np.minimum(found, np.asarray(stop) - 1)
+        found = np.searchsorted(before, np.asarray(before[stop] - nbytes), side="right") - 1
+        latest: NDArray[np.int64] = np.minimum(found, np.asarray(stop) - 1)
+        return latest
 
     def book(self, nbytes: float, start: int, *, also: "Ledger | None" = None) -> slice:
         """Fill slots from op `start` on, and say which.
@@ -63,6 +66,6 @@ class Ledger:
         """Is no byte free from op `start` to just before op `stop`?"""
         return not bool((self.free[start:stop] > 0).any())
 
-    def _before(self) -> NDArray[Any]:
+    def _before(self) -> NDArray[np.float64]:
         """Free bytes before each op, and in the whole step."""
         return np.concatenate(([0.0], np.cumsum(self.free)))
