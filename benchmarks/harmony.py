@@ -8,10 +8,11 @@ recorded on fake tensors of a GPU that is not there, and their requests replayed
 CUDA's caching allocator. Up to where another op takes over, a peak is a line in the micro-batch: what
 each sample adds and what is there without any are told, too.
 
-The layers are those of their models, without dropout. Three habits of PyTorch 1.5 are spelled out, because
-later versions do otherwise: softmax kept its input beside its result, and its backward made a product
-first; split kept its input; matmul copied factors that were not contiguous even where a view would have
-done. They are inferred from the measured bytes; `--as-torch-is` leaves them out, to show their worth.
+The layers are those of their models, without dropout. What a recording does not see is spelled out: the
+backward of softmax makes a product first, inside its kernel. So are three habits of PyTorch 1.5 that
+later versions lost: softmax kept its input beside its result; split kept its input; matmul copied factors
+that were not contiguous even where a view would have done. They are inferred from the measured bytes;
+`--as-torch-is` leaves all of it out, to show its worth.
 """
 
 import argparse
@@ -251,7 +252,7 @@ def main() -> int:
     add_option(parser)
     parser.add_argument("--only", nargs="*", choices=LAYERS)
     parser.add_argument("--batches", nargs="*", type=int, help="default: all that were measured")
-    parser.add_argument("--as-torch-is", action="store_true", help="leave out what 1.5 did")
+    parser.add_argument("--as-torch-is", action="store_true", help="leave out what is spelled out")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     ops = NEW if options.as_torch_is else OLD
