@@ -298,6 +298,9 @@ def peak(graph: Graph, staged: Staged) -> int:
     return most
 
 
+_BITS = 16
+"""Up to so many binary digits a budget is counted in bytes."""
+
 _Term: TypeAlias = tuple[float, Variable | None]
 """A constant, and a variable of factor 1 beside it."""
 
@@ -311,8 +314,9 @@ class _Programme:
     model: Model = field(default_factory=Model)
 
     def __post_init__(self) -> None:
-        # In bytes the rows would be far from the solver's tolerances.
-        self.unit = 2.0 ** max(0, self.budget.bit_length() - 10)
+        # In bytes the rows would be far from the solver's tolerances, and with fractions too near:
+        # whole units, sizes rounded up and limits down.
+        self.unit = 1 << max(0, self.budget.bit_length() - _BITS)
         self.terms: dict[tuple[str, int, int], _Term] = {}
         for stage in range(len(self.graph.nodes)):
             self.decide(stage)
@@ -322,6 +326,8 @@ class _Programme:
             self.depend(stage)
             self.carry(stage)
             self.remember(stage)
+            if self.graph.lasting:
+                self.tighten(stage)
         if self.paging is not None and self.paging.takes_time:
             for stage in range(len(self.graph.nodes)):
                 self.hide(self.paging, stage)
@@ -330,6 +336,9 @@ class _Programme:
         """A solution by the names of its variables."""
         pairs = {"R": staged.again, "S": staged.held, "out": staged.out, "back": staged.back}
         return {name: float(name[1:] in pairs[name[0]]) for name in self.terms if name[0] in pairs}
+
+    def units(self, nbytes: int) -> int:
+        return -(-nbytes // self.unit)
 
     # -- terms ---------------------------------------------------------------------------------
 
@@ -426,29 +435,62 @@ class _Programme:
     def remember(self, stage: int) -> None:
         """Bytes, run by run."""
         graph = self.graph
-        limit = (self.budget - graph.before[stage]) / self.unit
+        limit = (self.budget - graph.before[stage]) // self.unit
         again = graph.may_run_again(stage)
         terms: list[tuple[float, _Term]] = []
         for v, data in enumerate(graph.data):
             if data.nbytes and ("S", stage, v) in self.terms:
-                terms.append((-data.nbytes / self.unit, self.there(stage, v)))
+                terms.append((-self.units(data.nbytes), self.there(stage, v)))
             if self.paging is not None and self.paging.takes_time:
                 if (back := self.terms.get(("back", stage, v))) is not None:
-                    terms.append((-data.nbytes / self.unit, back))
+                    terms.append((-self.units(data.nbytes), back))
         frees = self.frees(stage, again) if again else {}
         for k in again:
             for v in graph.writes[k]:
                 if graph.data[v].nbytes:
-                    terms.append((-graph.data[v].nbytes / self.unit, self.made(stage, v)))
+                    terms.append((-self.units(graph.data[v].nbytes), self.made(stage, v)))
             if graph.nodes[k].workspace:
-                scratch = -graph.nodes[k].workspace / self.unit
+                scratch = -self.units(graph.nodes[k].workspace)
                 self.least(-limit, *terms, (scratch, self.runs(stage, k)))
             # U as a variable: each row then has few entries, though it is a sum over the stage.
-            occupied = self.model.continuous(("U", stage, k), upper=max(0.0, limit))
+            occupied = self.model.continuous(("U", stage, k), upper=max(0, limit))
             self.least(0, *terms, (1, (0.0, occupied)))
             terms = [(-1, (0.0, occupied))]
-            terms += [(graph.data[v].nbytes / self.unit, free) for v, free in frees.get(k, ())]
-        self.least(-(self.budget - graph.during[stage]) / self.unit, *terms)
+            terms += [(self.units(graph.data[v].nbytes), free) for v, free in frees.get(k, ())]
+        self.least(-((self.budget - graph.during[stage]) // self.unit), *terms)
+
+    def tighten(self, stage: int) -> None:
+        """What integer solutions keep anyway, and the relaxation would not.
+
+        While a node runs, what it reads and makes is there, as a whole; so is what is there as the
+        stage begins, for in a lasting graph that stays to the end of its gap; and so is, of what was
+        made before, what is there as the next stage begins.
+        """
+        graph = self.graph
+        size = [self.units(data.nbytes) for data in graph.data]
+        open_now = [v for v in range(len(size)) if size[v] and ("S", stage, v) in self.terms]
+        stays = {
+            v
+            for v in open_now
+            if any(stage in one and stage + 1 in one for one in graph.data[v].open)
+        }
+        limit = (self.budget - graph.during[stage]) // self.unit
+        own = [v for v in open_now if v in graph.nodes[stage].reads]
+        others = [(-size[v], self.there(stage + 1, v)) for v in stays.difference(own)]
+        self.least(sum(size[v] for v in own) - limit, *others)
+        if self.paging is not None:
+            return  # what is copied out may go in between
+        limit = (self.budget - graph.before[stage]) // self.unit
+        for k in graph.may_run_again(stage):
+            own = [v for v in (*graph.nodes[k].reads, *graph.writes[k]) if size[v]]
+            own = [v for v in dict.fromkeys(own) if not graph.is_held(stage, v)]
+            others = [
+                (-size[v], self.there(stage + (v in stays and graph.data[v].producer < k), v))
+                for v in open_now
+                if v not in own
+            ]
+            whole = sum(size[v] for v in own) + self.units(graph.nodes[k].workspace)
+            self.least(-limit, *others, (-whole, self.runs(stage, k)))
 
     def frees(self, stage: int, again: list[int]) -> dict[int, list[tuple[int, _Term]]]:
         """For each node that may run again, what may go after it."""

@@ -1,0 +1,73 @@
+"""From a solver that knows bytes only roughly to a plan that the simulator agrees with."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from penstock.errors import SolveError
+from penstock.ir.plan import Decision, Plan, Recompute
+from penstock.ir.policy import Problem
+from penstock.solve.best import outcome
+from penstock.solve.remakes import possible
+
+__all__ = ["Answer", "settled"]
+
+
+Answer: TypeAlias = tuple[Sequence[Decision], int]
+"""Decisions, and the bytes that the solver believes they need."""
+
+
+def settled(
+    problem: Problem,
+    solve: Callable[[int, float], Answer],
+    smallest: Sequence[Decision],
+    time_limit: float,
+    *,
+    rounds: int = 6,
+) -> Plan:
+    """The best plan of several calls of `solve(bytes, seconds)`, which may raise `SolveError`.
+
+    What an answer really needs is simulated, and the next call is asked for as many bytes more or less
+    as the solver was wrong. `smallest`: what the solver decides where nothing else fits. With it as
+    the first answer there is always one.
+    """
+    deadline = time.monotonic() + time_limit
+    budget = problem.budget - problem.trace.slack
+    found = outcome(problem, problem.given)
+
+    def tried(decisions: Sequence[Decision]) -> int:
+        """Bytes that the decisions need."""
+        nonlocal found
+        again = outcome(problem, problem.given.plus(together(problem, decisions)))
+        found = min(found, again, key=lambda one: one.rank)
+        return int(max(again.schedule.need))
+
+    tried(smallest)
+    target, failed, asked = budget, 0, set[int]()
+    for _ in range(rounds):
+        left = deadline - time.monotonic()
+        if left <= 0 or target in asked:
+            break
+        asked.add(target)
+        try:
+            decisions, believed = solve(target, left if len(asked) > 1 else 0.7 * left)
+        except SolveError:  # none with so few bytes, or none in time
+            failed = max(failed, target)
+            target += max(1, abs(target) // 10)
+            continue
+        need = tried(decisions)
+        wanted = budget + believed - need
+        if need <= budget and wanted <= target + budget // 100:
+            break
+        if need > budget:
+            wanted = min(wanted, target + budget - need)
+        # Where the last answer lacks bytes and fewer give none, the truth lies between.
+        target = wanted if wanted > failed else (target + failed) // 2
+    return found.plan
+
+
+def together(problem: Problem, decisions: Sequence[Decision]) -> list[Decision]:
+    """`decisions` without recomputations whose lineage would be gone."""
+    rest: list[Decision] = [one for one in decisions if not isinstance(one, Recompute)]
+    remakes = [one for one in decisions if isinstance(one, Recompute)]
+    return [*rest, *possible(problem.given.plus(rest), problem.trace, remakes)]
