@@ -130,8 +130,10 @@ class Capuchin:
             pool = self.pool(problem.trace, swaps, problem.given)
             order = sorted(pool, key=lambda gap: -pool[gap].msps)
             found = turn(problem, swaps, targets, found, order=order, rounds=self.rounds, **ways)
-            kept, remade = replace(self, method="recompute").choose(problem)  # if no copy hides
-            found = min(found, settle(problem, kept, remade, **ways), key=lambda one: one.rank)
+            if not found.shortfall and found.timeline.stall_seconds > 0.02 * problem.trace.seconds:
+                # Copies hide badly: perhaps none is worth its wait.
+                kept, remade = replace(self, method="recompute").choose(problem)
+                found = min(found, settle(problem, kept, remade, **ways), key=lambda one: one.rank)
         return hasten(problem, found, rounds=self.feedback, share=self.step).plan
 
     def choose(self, problem: Problem) -> tuple[list[Gap], list[Gap]]:
