@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from penstock.ir.machine import Machine
     from penstock.ir.policy import Problem
     from penstock.ir.trace import Trace
+    from penstock.leaderboard import Entry
     from penstock.search import Point
     from penstock.solve.best import Outcome
 
@@ -114,7 +115,7 @@ def run(
         device=device,
         on_step=progress.step,
         on_recorded=progress.recorded,
-        on_close=leaving(report or ()),
+        on_close=leaving(report or (), script.name),
         verify=verify,
         base_at_first_tensor=True,
     )
@@ -303,16 +304,27 @@ def compare(
         int | None, typer.Option(min=1, help="How many to use; default: one for each core.")
     ] = None,
     limit: Annotated[
-        float, typer.Option(min=0, help="Seconds after which a policy's planning is given up.")
-    ] = 120.0,
+        float | None,
+        typer.Option(
+            min=0.1,
+            help="Seconds after which a policy's planning, or a run, is given up; default: 120 for "
+            "planning.",
+        ),
+    ] = None,
+    execute: Annotated[
+        bool,
+        typer.Option(
+            "--execute",
+            help="Run them for real, one after another: architectures only, on this machine.",
+        ),
+    ] = False,
 ) -> None:
-    """Compare policies on steps, machines and budgets, by simulation."""
+    """Compare policies on steps, machines and budgets, by simulation or for real."""
     from itertools import product
 
     from penstock import policies
-    from penstock.leaderboard import Case, standings
+    from penstock.leaderboard import Case
     from penstock.leaderboard import compare as compared
-    from penstock.report.table import comparison, leaderboard
     from penstock.sizes import parse_budget
     from penstock.source import step_and_machine
 
@@ -321,26 +333,46 @@ def compare(
     names = list(dict.fromkeys(policy or policies.names()))
     for name in names:
         policies.configured(name)
-    budgets = [parse_budget(text) for text in dict.fromkeys(budget)]
+    steps, budgets = list(dict.fromkeys(trace)), list(dict.fromkeys(budget))
+    for text in budgets:
+        parse_budget(text)
+    if execute:
+        if machine:
+            raise UsageError("--execute measures on this machine; leave -m out")
+        from penstock.trials import execute as executed
+
+        with _bar() as bar:
+            task = bar.add_task("running", total=len(steps) * len(budgets) * len(names))
+            told = partial(_one_more, bar, task)
+            found = executed(steps, budgets, names, results=output, limit=limit, told=told)
+        _show_comparison(found, len(steps), len(steps) * len(budgets))
+        return
     machines: list[str | None] = [*dict.fromkeys(machine)] if machine else [None]
     cases = []
-    for step, on in product(dict.fromkeys(trace), machines):
+    for step, on in product(steps, machines):
         recorded, described = step_and_machine(step, on)
         cases.append(Case(step, on or described.device.name, recorded, described))
     with _bar() as bar:
         task = bar.add_task("planning", total=len(cases) * len(budgets) * len(names))
         found = compared(
             cases,
-            budgets,
+            [parse_budget(text) for text in budgets],
             names,
             results=output,
             processes=processes,
-            limit=limit or None,
-            told=lambda _: bar.advance(task),
+            limit=120.0 if limit is None else limit,
+            told=partial(_one_more, bar, task),
         )
-    if len(cases) == 1:
+    _show_comparison(found, len(cases), len(cases) * len(budgets))
+
+
+def _show_comparison(found: "list[Entry]", cases: int, problems: int) -> None:
+    from penstock.leaderboard import standings
+    from penstock.report.table import comparison, leaderboard
+
+    if cases == 1:
         _out.print(comparison(found))
-    if len(cases) * len(budgets) > 1:
+    if problems > 1:
         _out.print(leaderboard(standings(found)))
 
 
@@ -628,6 +660,10 @@ def _bar() -> "Progress":
 
     parts = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn())
     return Progress(*parts, console=_err, transient=True, disable=not _err.is_terminal)
+
+
+def _one_more(bar: "Progress", task: "TaskID", _: object) -> None:
+    bar.advance(task)
 
 
 def _advance(bar: "Progress", task: "TaskID", size: int, _: object) -> None:

@@ -89,6 +89,7 @@ def _in_parallel(
     with ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=_remember, initargs=(trace, machine)
     ) as pool:
+        pool.submit(len, ()).result()  # the time that a process takes to start does not count
         waiting = {pool.submit(_of_remembered, *job): job for job in jobs}
         try:
             for done in as_completed(waiting, timeout=limit):

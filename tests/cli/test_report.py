@@ -9,6 +9,7 @@ from command import Penstock
 from penstock.ir.machine import Machine
 from penstock.ir.store import save
 from penstock.ir.text import parse
+from penstock.report import curves
 
 STEP = """
     f a   x:I1M  -> h1:A16M!  10s
@@ -59,8 +60,9 @@ def test_a_page_of_an_architecture_needs_no_device(tmp_path: Path, penstock: Pen
 
 
 def test_a_page_of_the_report_of_a_run_has_the_same_parts_as_the_page_of_the_run(
-    script: Path, tmp_path: Path, penstock: Penstock
+    script: Path, tmp_path: Path, penstock: Penstock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(curves, "_SECONDS", 200.0)  # the whole curve, however busy the machine is
     own, data, later = tmp_path / "own.html", tmp_path / "run.json", tmp_path / "later.html"
     reports = ["--report", own, "--report", data]
     ended = penstock("run", "-b", "60%", *reports, script, tmp_path / "losses", 4)
@@ -78,7 +80,9 @@ def test_a_page_of_the_report_of_a_run_has_the_same_parts_as_the_page_of_the_run
     ):
         assert part in text, part
     body = json.loads(data.read_text())
-    assert body["curve"]["front"]
+    assert {policy["name"] for policy in body["curve"]["policies"]} == set(curves._ASKED)
+    assert body["curve"]["front"] and "not found" not in str(body["curve"])
+    assert "train.py" in text  # what was run
     assert body["measured"]["stays"]["value"]  # the run that it shows is one of the plan it shows
 
 

@@ -19,6 +19,8 @@ __all__ = ["brief", "curve_of", "quick"]
 
 _POINTS, _SECONDS = 6, 6.0
 """Budgets, and time to plan for them, at the end of a training run."""
+_ASKED = ("keep", "swap-all", "belady", "chen", "capuchin", "auto")
+"""Who is asked then; `penstock report` asks all that are quick."""
 _START = 60.0
 """Seconds that a process may take to start on a busy machine."""
 
@@ -69,6 +71,7 @@ def brief(trace: Trace, machine: Machine) -> Json | None:
         step, out = Path(folder, "step.trace"), Path(folder, "curve.json")
         save(step, trace, machine)
         options = ["-o", str(out), "--points", str(_POINTS), "--limit", str(_SECONDS)]
+        options += [part for name in _ASKED for part in ("-p", name)]
         # -P: no module that lies in the person's folder may take the place of one of ours.
         command = [sys.executable, "-P", "-m", "penstock", "curve", str(step), *options]
         try:

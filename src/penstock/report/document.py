@@ -40,7 +40,6 @@ def document(session: Session) -> Json:
     trace, found = session.trace, session.outcome
     body = {
         **session.summary(),
-        "label": "" if trace is None else trace.label,
         "tiers": [{"name": tier.name, "budget": tier.capacity} for tier in session.machine.tiers],
         "predicted": None,
         "measured": None,

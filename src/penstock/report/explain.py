@@ -111,8 +111,8 @@ def reasons(problem: Problem, found: Outcome) -> tuple[Reason, ...]:
             gap.covers(worst),
         )
 
-    found_reasons = map(reason, (*found.plan.swaps, *found.plan.recomputes))
-    return tuple(sorted(found_reasons, key=lambda it: (-it.nbytes, -it.idle_seconds)))
+    about_gaps: tuple[Swap | Recompute, ...] = (*found.plan.swaps, *found.plan.recomputes)
+    return tuple(sorted(map(reason, about_gaps), key=lambda it: (-it.nbytes, -it.idle_seconds)))
 
 
 def calm_budget(

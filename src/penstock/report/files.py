@@ -40,8 +40,10 @@ PAGES = (".html", ".json", *_PICTURES)
 """What a report can be that is no recording of one run."""
 
 
-def leaving(paths: Sequence[Path]) -> Callable[[Session], None] | None:
+def leaving(paths: Sequence[Path], label: str = "") -> Callable[[Session], None] | None:
     """What a session is to call when it has ended, so that it leaves these reports; None: nothing.
+
+    `label` says what was run.
 
     Raises `UsageError` unless all of them can be written. A training that has ended well, or with an
     error of its own, is not to end with one of ours because the disk has filled since: that is a
@@ -51,7 +53,7 @@ def leaving(paths: Sequence[Path]) -> Callable[[Session], None] | None:
         check(path)
 
     def leave(session: Session) -> None:
-        body = document(session)
+        body = {**document(session), "label": label}
         trace, found = session.trace, session.outcome
         if trace is not None and found is not None:
             body["words"] = _words(Problem(trace, session.machine, body["budget"]), found)

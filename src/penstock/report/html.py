@@ -206,9 +206,11 @@ _BARS = 10
 
 def _bars(title: str, shares: Sequence[tuple[str, int, str]], of: int) -> str:
     """Bytes as bars: (what, bytes, colour), largest first."""
-    shown, others = list(shares[:_BARS]), shares[_BARS:]
+    large = sum(n >= 0.005 * of for _, n, _ in shares[:_BARS])
+    shown, others = list(shares[:large]), shares[large:]
     if others:
-        shown.append((f"{len(others)} others", sum(n for _, n, _ in others), "var(--muted)"))
+        name = f"{len(others)} others" if large else "all"
+        shown.append((name, sum(n for _, n, _ in others), "var(--muted)"))
     longest = max((n for _, n, _ in shown), default=0) or 1
     rows = (
         f"<li><span>{escape(what)}</span><span>{mib(n)} <small>{n / (of or 1):.0%}</small></span>"
@@ -308,7 +310,7 @@ def _curve(curve: Json) -> str:
     missing = "".join(
         f"<li>{escape(policy['name'])}: {escape(policy['missing'])}</li>"
         for policy in curve["policies"]
-        if policy["missing"] and not policy["points"]
+        if policy["missing"]
     )
     return (
         "<section class='panel' id='curve'><div class='heading'><h2>Step time by budget</h2></div>"
@@ -318,7 +320,11 @@ def _curve(curve: Json) -> str:
         "below has its figures'></div><div class='legend'></div>"
         "<details><summary>As a table</summary>"
         f"<div class='wide'><table><tr><th>budget</th>{head}</tr>{rows}</table></div></details>"
-        + (f"<details><summary>Not shown</summary><ul>{missing}</ul></details>" if missing else "")
+        + (
+            f"<details><summary>What is missing</summary><ul>{missing}</ul></details>"
+            if missing
+            else ""
+        )
         + "</section>"
     )
 

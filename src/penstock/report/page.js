@@ -11,7 +11,7 @@
     number.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
   const mib = (nbytes) => {
     const value = nbytes / 2 ** 20;
-    return `${grouped(value, Math.abs(value) >= 10 ? 0 : 2)} MiB`;
+    return `${grouped(value, Math.abs(value) >= 10 || !value ? 0 : 2)} MiB`;
   };
   const UNITS = [[1, "s"], [1e-3, "ms"], [1e-6, "µs"]];
   const unitOf = (seconds) => UNITS.find(([unit]) => seconds >= unit) ?? UNITS[2];
@@ -21,11 +21,12 @@
   };
   const spoken = (name) => name.replace("_", " ");
 
-  /** Round numbers from 0 to `most`, about `count` of them. */
-  function ticks(most, count) {
-    const raw = most / count, power = 10 ** Math.floor(Math.log10(raw));
+  /** Round numbers from `least` to `most`, about `count` of them. */
+  function ticks(least, most, count) {
+    const raw = (most - least) / count, power = 10 ** Math.floor(Math.log10(raw));
     const step = [1, 2, 5, 10].find((factor) => factor * power >= raw) * power;
-    return Array.from({ length: Math.floor(most / step * (1 + 1e-9)) + 1 }, (_, n) => n * step);
+    const first = Math.ceil(least / step - 1e-9), last = Math.floor(most / step + 1e-9);
+    return Array.from({ length: last - first + 1 }, (_, n) => Number(((first + n) * step).toPrecision(12)));
   }
 
   // -- elements -----------------------------------------------------------------------------
@@ -48,8 +49,8 @@
 
   const at = (number) => Math.round(number * 10) / 10;
 
-  /** A box of lines beside the pointer, inside `host`. */
-  function tip(host, x, y, lines) {
+  /** A box of lines beside the pointer, inside `host`; its top at `ceiling`, if that is given. */
+  function tip(host, x, y, lines, ceiling) {
     hide(host);
     const [head, ...rest] = lines.filter(Boolean);
     const box = make("div", { className: "tip" }, make("b", { textContent: head }),
@@ -57,7 +58,7 @@
     host.append(box);
     const left = x + 16 + box.offsetWidth > host.clientWidth ? x - 16 - box.offsetWidth : x + 16;
     box.style.left = `${Math.max(0, Math.min(left, host.clientWidth - box.offsetWidth))}px`;
-    box.style.top = `${Math.max(0, y - box.offsetHeight - 12)}px`;
+    box.style.top = `${ceiling ?? Math.max(0, y - box.offsetHeight - 12)}px`;
   }
   const hide = (host) => host.querySelector(".tip")?.remove();
 
@@ -157,7 +158,7 @@
       const run = runs[shown], other = runs[names.find((name) => name !== shown)];
       const width = host.clientWidth, narrow = width < 560;
       const left = narrow ? 44 : 92, right = width - 6, top = 24, height = narrow ? 230 : 320;
-      const pitch = narrow ? 33 : 25, bar = 15, first = top + height + 30;
+      const pitch = narrow ? 33 : 25, bar = 15, first = top + height + (narrow ? 40 : 30);
       const highest = Math.max(run.peak, other?.peak ?? 0, ...(run.held?.bytes ?? []), 1);
       const inReach = view.budget < 1.7 * highest;
       const most = 1.07 * (inReach ? Math.max(highest, view.budget) : highest);
@@ -177,20 +178,20 @@
         }
       }
       const [size, unit] = most >= 4 * 2 ** 30 ? [2 ** 30, "GiB"] : most >= 4 * 2 ** 20 ? [2 ** 20, "MiB"] : [2 ** 10, "KiB"];
-      const levels = ticks(most / size, narrow ? 4 : 6);
+      const levels = ticks(0, most / size, narrow ? 4 : 6);
       for (const level of levels) {
         const y = at(Y(level * size));
         draw(svg, "line", { class: "grid", x1: left, x2: right, y1: y, y2: y });
         const last = level === levels.at(-1);
-        draw(svg, "text", { x: left - 7, y: y + 4, "text-anchor": "end" }, grouped(level, level % 1 ? 1 : 0));
+        draw(svg, "text", { x: left - 7, y: y + 4, "text-anchor": "end" }, level.toLocaleString("en-US"));
         if (last) draw(svg, "text", { x: left - 7, y: y - 9, "text-anchor": "end" }, unit);
       }
       const [second, secondName] = unitOf(longest);
-      for (const time of ticks(longest / second, narrow ? 4 : 8)) {
-        const x = at(X(time * second));
+      for (const time of ticks(0, longest / second, narrow ? 4 : 8)) {
+        const x = at(X(time * second)), anchor = x > right - 20 ? "end" : "middle";
         draw(svg, "line", { class: "grid", x1: x, x2: x, y1: top + height, y2: bottom });
-        draw(svg, "text", { x, y: top + height + 15, "text-anchor": "middle" },
-          `${Number(time.toPrecision(6))}${time ? "" : ` ${secondName}`}`);
+        draw(svg, "text", { x: Math.min(x, right), y: top + height + 15, "text-anchor": anchor },
+          `${time} ${secondName}`);
       }
 
       for (const band of run.bands) {
@@ -280,7 +281,7 @@
     ].filter(Boolean).join(" · ");
 
     const stretch = (stretches, time, slack = 0) =>
-      (stretches ?? []).find(([start, end]) => start - slack <= time && time <= end + slack);
+      (stretches ?? []).findLast(([start, end]) => start - slack <= time && time <= end + slack);
 
     function point(event) {
       const box = host.getBoundingClientRect(), { run, X, Y, left, right, top, height } = scene;
@@ -290,6 +291,8 @@
       scene.glow.setAttribute("d", "");
       if (y < top || x < left - 4) return hide(host);
       if (y > top + height) return lane(x, y, time);
+      // On a phone the box would cover what it is about.
+      const below = host.clientWidth < 560 ? top + height + 22 : undefined;
       const n = holding(run.times, time), nbytes = (1 - (y - top) / height) * scene.most;
       const band = run.bands.find(({ base, top: upto }) => base[n] <= nbytes && nbytes < upto[n]);
       if (!band || time > run.seconds) return hide(host);
@@ -302,11 +305,11 @@
         const { name, module, decision } = view.values;
         return tip(host, x, y, [name[stay.row], module[stay.row] && `in ${module[stay.row]}`,
           `${spoken(stay.kind)}, ${mib(stay.nbytes)}, there from ${duration(stay.since)} to ${duration(stay.until)}`,
-          decision[stay.row] || "kept"]);
+          decision[stay.row] || "kept"], below);
       }
       const rest = band.top[n] - reached;
       tip(host, x, y, [spoken(band.kind), `${mib(band.own[n])} at ${duration(time)}`,
-        rest > 0 && reached > band.base[n] && `of which ${mib(rest)} in smaller values`]);
+        rest > 0 && reached > band.base[n] && `of which ${mib(rest)} in smaller values`], below);
     }
 
     function lane(x, y, time) {
@@ -366,16 +369,18 @@
       host.replaceChildren();
       const svg = draw(host, "svg", { height: top + height + 40 });
       const [second, secondName] = unitOf(slowest);
-      for (const time of (log ? decades(fastest / 1.15, slowest * 1.15) : ticks(slowest * 1.08, 6))) {
+      for (const time of (log ? decades(fastest / 1.15, slowest * 1.15) : ticks(0, slowest * 1.08, 6))) {
         const y = at(Y(time));
         draw(svg, "line", { class: "grid", x1: left, x2: right, y1: y, y2: y });
         draw(svg, "text", { x: left - 7, y: y + 4, "text-anchor": "end" }, `${Number((time / second).toPrecision(3))} ${secondName}`);
       }
       const size = most >= 4 * 2 ** 30 ? 2 ** 30 : 2 ** 20;
-      for (const level of ticks(most / size, narrow ? 4 : 8)) {
-        if (level * size < least - span / 50) continue;
-        draw(svg, "text", { x: at(X(level * size)), y: top + height + 17, "text-anchor": "middle" }, grouped(level, level % 1 ? 1 : 0));
+      for (const level of ticks(least / size, (least + span) / size, narrow ? 4 : 8)) {
+        const x = at(X(level * size));
+        draw(svg, "line", { class: "grid", x1: x, x2: x, y1: top + height, y2: top + height + 5 });
+        draw(svg, "text", { x, y: top + height + 18, "text-anchor": "middle" }, level.toLocaleString("en-US"));
       }
+      draw(svg, "line", { class: "grid", x1: left, x2: right, y1: top + height, y2: top + height });
       draw(svg, "text", { x: right, y: top + height + 34, "text-anchor": "end" }, `budget, ${size === 2 ** 30 ? "GiB" : "MiB"}`);
       for (const view of DATA.views) {
         if (view.budget < least - span / 50 || view.budget > most + span / 50) continue;
@@ -400,7 +405,10 @@
         groups.push({ group, places });
       });
       legend.replaceChildren(...policies.map(({ name }, n) => {
-        const button = make("button", { type: "button" }, swatch(colour(n)), name);
+        const sample = draw(make("span", {}), "svg", { width: 26, height: 12, class: "series" });
+        draw(sample, "path", { d: "M0,6H26", stroke: colour(n), "stroke-dasharray": DASHES[round(n)] });
+        draw(sample, "path", { class: "mark", style: `fill:${colour(n)}`, d: MARKS[round(n)](13, 6) });
+        const button = make("button", { type: "button" }, sample, name);
         for (const [event, one] of [["pointerenter", n], ["focus", n], ["pointerleave", -1], ["blur", -1]]) {
           button.addEventListener(event, () => highlight(one));
         }
