@@ -143,24 +143,26 @@ class _Loop:
 
 
 def _loops() -> list[_Loop]:
+    """Each optimizer of torch in its three forms, over models of different sizes."""
     adamw, adam = partial(AdamW, foreach=False), partial(Adam, foreach=False)
+    fused, lists = partial(AdamW, fused=True), partial(AdamW, foreach=True)
     momentum = partial(SGD, lr=0.01, momentum=0.9, foreach=False)
     found = [
         _Loop(
             f"transformer, {width} wide, {batch} x {length} tokens{', bfloat16' * mixed}",
             partial(_Transformer, width, batch, length, gated=gated),
-            adamw,
+            optimizer,
             mixed,
         )
-        for width, batch, length, gated, mixed in (
-            (128, 8, 128, False, False),
-            (256, 4, 256, True, False),
-            (384, 8, 256, False, False),
-            (512, 8, 384, False, False),
-            (768, 4, 256, True, False),
-            (1024, 2, 512, False, False),
-            (128, 8, 128, False, True),
-            (512, 4, 256, False, True),
+        for width, batch, length, gated, mixed, optimizer in (
+            (128, 8, 128, False, False, adamw),
+            (256, 4, 256, True, False, fused),
+            (384, 8, 256, False, False, adamw),
+            (512, 8, 384, False, False, lists),
+            (768, 4, 256, True, False, adamw),
+            (1024, 2, 512, False, False, fused),
+            (128, 8, 128, False, True, lists),
+            (512, 4, 256, False, True, adamw),
         )
     ]
     found += [
@@ -174,16 +176,20 @@ def _loops() -> list[_Loop]:
             (32, 8, 64, momentum),
             (64, 16, 64, adam),
             (128, 16, 32, momentum),
-            (256, 16, 16, adam),
+            (256, 16, 16, fused),
         )
     ]
     found += [
         _Loop(
             f"LSTM, {width} wide, {batch} x {length} tokens",
             partial(_Recurrent, width, batch, length),
-            adam,
+            optimizer,
         )
-        for width, batch, length in ((128, 16, 64), (256, 32, 128), (512, 32, 128))
+        for width, batch, length, optimizer in (
+            (128, 16, 64, fused),
+            (256, 32, 128, adam),
+            (512, 32, 128, lists),
+        )
     ]
     return found
 
