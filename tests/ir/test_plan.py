@@ -306,3 +306,19 @@ def test_the_gaps_of_what_is_placed_are_not_free(machine):
     free = {gap.value for gap in Problem(TRACE, machine, 0, given_plan).free_gaps()}
     assert VALUE["h"] not in free
     assert VALUE["y"] in free
+
+
+@pytest.mark.parametrize(("out", "is_free"), [(2, False), (3, True)])
+def test_the_gap_before_a_copy_out_that_starts_early_is_not_free(machine, out, is_free):
+    """h is read by ops 2 and 5. Copied out from op 2 on, it must be there when op 2 begins."""
+    trace = parse("""
+        f a  x:I4M -> h:A4M! 1s
+        f b  x     -> y:A1M  1s
+        f c  h y   -> z:A1M  1s
+        f d  z     -> l:T1   1s
+        b d' l     -> g:T1   1s
+        b a' g h   -> k:T1   1s
+    """)
+    given_plan = Plan((Swap(Gap(1, 2, 5), "disk", out, 5),))
+    free = set(Problem(trace, machine, 0, given_plan).free_gaps())
+    assert (Gap(1, 0, 2) in free) == is_free

@@ -1,7 +1,9 @@
 """Layers' inputs come and go; swaps fit their gaps."""
 
+from dataclasses import replace
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.ir.machine import Device, Link, Machine, Tier
@@ -11,7 +13,7 @@ from penstock.ir.text import parse
 from penstock.ir.trace import Gap
 from penstock.solve.layers import feature_inputs, heavy_kinds, layers_of
 from penstock.solve.offloads import first_to_fit, named_storages, offloads, swap_within
-from strategies import problems
+from strategies import plans, problems
 
 MIB = 2**20
 LINK = Link(4 * MIB)
@@ -147,6 +149,18 @@ def test_every_swap_that_was_fitted_is_valid(problem, evict_at, prefetch_at, fen
                 problem, gap, set(), evict_at=evict_at, prefetch_at=prefetch_at, fence=fence
             )
             check(problem.trace, Plan((swap,)), problem.machine)
+
+
+@settings(max_examples=60)
+@given(problems(), st.data())
+def test_every_free_gap_can_be_swapped_beside_what_is_given(problem, data):
+    drawn = data.draw(plans(problem.trace, problem.machine))
+    problem = replace(problem, given=drawn)
+    named = named_storages(problem)
+    for gap in problem.free_gaps():
+        if not gap.wraps and gap.stop is not None:
+            swap = swap_within(problem, gap, named, evict_at=0, prefetch_at=0)
+            check(problem.trace, drawn.plus([swap]), problem.machine)
 
 
 @pytest.mark.parametrize("budget", [2**40, 9 * MIB, 1])

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 from penstock.ir.machine import Machine
 from penstock.ir.plan import Plan, sources_of_remakes
-from penstock.ir.trace import Gap, Trace
+from penstock.ir.trace import Gap, OpIndex, StorageId, Trace
 
 __all__ = ["Accounted", "Accounting", "Counts", "Need", "Paper", "Policy", "Problem"]
 
@@ -24,15 +24,23 @@ class Problem:
     def free_gaps(self, at_least: int = 1) -> Iterator[Gap]:
         """The gaps of values of `at_least` bytes about which nothing is decided yet.
 
-        A value that a given recomputation starts from must be there then: its gap is not free. Nor is
-        any gap of a storage that is placed, be it for a part of the step.
+        A value that a given recomputation starts from must be there then, and so must one of which a
+        given copy out starts ahead of its gap: the gaps around are not free. Nor is any gap of a
+        storage that is placed, be it for a part of the step.
         """
         given, values = self.given, self.trace.values
         decided = {decision.gap for decision in given.of_gaps}
         placed = {values[place.value].storage for place in given.places}
+        early: dict[StorageId, list[OpIndex]] = {}
         wanted = sources_of_remakes(self.trace, given)
+        for swap in given.swaps:
+            if swap.evict_at <= swap.gap.start:
+                early.setdefault(values[swap.gap.value].storage, []).append(swap.evict_at)
         for gap in self.trace.gaps(at_least):
-            if gap in decided or values[gap.value].storage in placed:
+            storage = values[gap.value].storage
+            if gap in decided or storage in placed:
+                continue
+            if any(op == gap.stop or gap.covers(op) for op in early.get(storage, ())):
                 continue
             if not any(gap.covers(op) for op in wanted.get(gap.value, ())):
                 yield gap

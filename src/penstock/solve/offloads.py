@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from penstock.ir.plan import Plan, Recompute, Swap
+from penstock.ir.plan import Plan, Swap
 from penstock.ir.policy import Problem
 from penstock.ir.trace import Gap, OpIndex, StorageId
 from penstock.solve.best import Outcome, outcome
@@ -82,9 +82,7 @@ def _end(layers: Sequence[Layer], number: int) -> OpIndex:
 def named_storages(problem: Problem) -> set[StorageId]:
     """The storages about which something is decided already."""
     values = problem.trace.values
-    given = problem.given  # what is placed has no free gap
-    decided: tuple[Swap | Recompute, ...] = (*given.swaps, *given.recomputes)
-    return {values[decision.gap.value].storage for decision in decided}
+    return {values[decision.gap.value].storage for decision in problem.given.of_gaps}
 
 
 def swap_within(
