@@ -1,6 +1,8 @@
 """In which tier a value waits, when the first one cannot hold all that leaves."""
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +11,7 @@ from penstock.ir.machine import Machine, Tier
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Problem
 from penstock.ir.trace import Gap, Trace
+from penstock.solve.ledger import Ledger
 from penstock.solve.swaps import op_starts
 
 __all__ = ["Shelves", "spread"]
@@ -56,7 +59,8 @@ class Shelves:
 def spread(problem: Problem, gaps: Iterable[Gap]) -> list[tuple[Tier, list[Gap]]]:
     """For each tier, those of `gaps` that go there, beside what is given.
 
-    All go to the first as long as it holds them; what idles longest makes room, because a slower
+    All go to the first as long as it holds them. Room is made there by such as the next tier can write
+    at once, so that its queue stays short; if that is not enough, by what idles longest, because a slow
     link hides it best.
     """
     trace, machine = problem.trace, problem.machine
@@ -74,10 +78,26 @@ def spread(problem: Problem, gaps: Iterable[Gap]) -> list[tuple[Tier, list[Gap]]
             shelves.add(gap, tier.name)
         moved: set[Gap] = set()
         if below is not None and shelves.peak(tier.name) > tier.capacity:
-            for gap in sorted(here, key=lambda gap: (-idle(gap), gap.value, gap.start)):
-                if shelves.is_over(tier, gap):
+            at_once = _written_at_once(problem, below, sorted(here, key=lambda gap: gap.start))
+            longest = sorted(here, key=lambda gap: (-idle(gap), gap.value, gap.start))
+            for gap in chain(at_once, longest):
+                if gap not in moved and shelves.is_over(tier, gap):
                     shelves.add(gap, tier.name, -1)
                     moved.add(gap)
         found.append((tier, [gap for gap in here if gap not in moved]))
         here = [gap for gap in here if gap in moved]
     return found
+
+
+def _written_at_once(problem: Problem, tier: Tier, gaps: Iterable[Gap]) -> Iterator[Gap]:
+    """Those of `gaps`, in the order in which they open, that find the link to `tier` free."""
+    trace, starts = problem.trace, op_starts(problem.trace)
+    link = Ledger(trace.columns.seconds + trace.columns.host_seconds, tier.write.bandwidth)
+    for gap in gaps:
+        first, nbytes = gap.start + 1, trace.values[gap.value].nbytes
+        if first >= len(trace.ops):
+            continue
+        written = bisect_right(starts, starts[first] + tier.write.seconds(nbytes))
+        if not link.is_full(first, written):
+            link.book(nbytes, first)
+            yield gap
