@@ -8,8 +8,11 @@ import pytest
 from penstock.ir.machine import Device, Link, Machine, Tier
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
+from penstock.machines import find
 from penstock.policies.meng import Meng
+from penstock.simulate.roofline import priced
 from penstock.solve.best import outcome
+from penstock.source import record
 from steps import STEPS, chain
 
 MIB = 2**20
@@ -134,3 +137,14 @@ def test_a_bias_is_no_attention():
         b tanh'      g t         -> h:T1M  1ms
     """)
     assert Meng().rewrites(Problem(trace, host(2**30), 0)) == []
+
+
+def test_three_times_the_batch_of_resnet_50_fits():
+    """An M40 of 12 GB: the paper's batch grew 4.6 times. What grows with the batch, kept or swapped."""
+    trace = priced(
+        record("cnn:resnet50?batch=32&optimizer=momentum", "cpu"), find("titan-x-maxwell")
+    )
+    fixed = sum(trace.values[v].nbytes for v in trace.initial if trace.values[v].kind.is_state)
+    none = Problem(trace, find("titan-x-maxwell"), 0)  # nothing fits: all is swapped
+    least = outcome(none, Meng()(none)).timeline.peak
+    assert trace.peak - fixed > 3 * (least - fixed)

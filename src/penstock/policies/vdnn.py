@@ -7,7 +7,8 @@ Idea      Copy the input X of a layer out while the layer computes; the next lay
           of nothing, `conv` and `all`.
 Assumes   One device, one stream of copies, layers run one at a time. Weights and the classifier stay.
 Inferred  The classifier is the fully connected layers that end a pass, with activations, dropout and
-          loss; without any, it is the last layer before the loss, as in vDNN++'s source. An activation
+          loss (all of a step that has no other layer); without any, the last layer before the loss, as
+          in the source of vDNN++. An activation
           in place belongs to the layer before it; another is a layer. In steps that spend more on
           products, attention or recurrent cells than on convolutions, those take the part of
           convolutions. An X for which nobody called comes when it is needed. If nothing fits, the
