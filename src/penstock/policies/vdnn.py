@@ -8,11 +8,10 @@ Idea      Copy the input X of a layer out while the layer computes; the next lay
 Assumes   One device, one stream of copies, layers run one at a time. Weights and the classifier stay.
 Inferred  The classifier is the fully connected layers that end a pass, with activations, dropout and
           loss (all of a step that has no other layer); without any, the last layer before the loss, as
-          in the source of vDNN++. An activation
-          in place belongs to the layer before it; another is a layer. In steps that spend more on
-          products, attention or recurrent cells than on convolutions, those take the part of
-          convolutions. An X for which nobody called comes when it is needed. If nothing fits, the
-          plan that lacks least.
+          in the source of vDNN++. An activation in place belongs to the layer before it; another is a
+          layer. In steps that spend more on products, attention or recurrent cells than on
+          convolutions, those take the part of convolutions. An X for which nobody called comes when
+          it is needed. If nothing fits, the plan that lacks least.
 Not here  Kernels: a trace has one for each op, so `dyn` climbs its ladder without the choice of
           algorithms. In backward an op waits for what it reads, not for every copy of its layer.
           The first layer's X, which the paper reads again from the host's batch, is copied out.
