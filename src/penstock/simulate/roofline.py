@@ -34,6 +34,7 @@ _CLASSES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("attention", ("scaled_dot_product", "flash_attention", "efficient_attention")),
     ("convolution", ("conv",)),
     ("recurrent", ("rnn", "lstm", "gru")),
+    ("pointwise", ("upsample",)),  # ahead of matmul: some are called bilinear
     ("matmul", ("mm", "matmul", "linear", "bilinear", "dot", "einsum")),
     ("norm", ("norm", "softmax")),
     ("lookup", ("embedding", "index", "gather", "scatter", "nll_loss", "topk", "sort")),
