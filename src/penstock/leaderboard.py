@@ -29,7 +29,7 @@ from penstock.ir.trace import Trace
 from penstock.sizes import Share
 from penstock.solve.best import outcome
 
-__all__ = ["Case", "Entry", "Standing", "compare", "kept", "standings"]
+__all__ = ["Case", "Entry", "Standing", "add", "compare", "kept", "standings"]
 
 
 class Case(NamedTuple):
@@ -105,7 +105,7 @@ def compare(
         for found in all_found:
             known[found.key] = found
             if results is not None:
-                _add(results, found)
+                add(results, found)
             told(found)
     # The same point may have been asked for under other names before.
     return [replace(known[e.key], step=e.step, on=e.on, policy=e.policy) for _, e in asked]
@@ -170,7 +170,8 @@ def _no_result(where: str) -> str:
     return f"{where}: no result of penstock compare; delete the line, or name another file"
 
 
-def _add(path: Path, entry: Entry) -> None:
+def add(path: Path, entry: Entry) -> None:
+    """One more line; written whole, so that several programs may add to one file."""
     line = json.dumps(asdict(entry), allow_nan=False) + "\n"
     try:
         with path.open("ab", buffering=0) as file:

@@ -77,3 +77,23 @@ def test_a_file_that_cannot_be_one_of_results_is_refused(
     ended = penstock("compare", traces[0], "-b", "85%", "-p", "keep", "-o", results)
     assert ended.code == 2
     assert str(results) in ended.err and says in ended.err
+
+
+def test_execute_is_for_architectures_on_this_machine(
+    traces: list[Path], penstock: Penstock
+) -> None:
+    ended = penstock("compare", "zoo:gan", "-b", "85%", "-p", "keep", "-m", "a100-40", "--execute")
+    assert ended.code == 2 and "--execute measures on this machine; leave -m out" in ended.err
+    ended = penstock("compare", traces[0], "-b", "85%", "-p", "keep", "--execute")
+    assert ended.code == 2 and "names no architecture" in ended.err
+
+
+def test_execute_shows_what_was_measured(tmp_path: Path, penstock: Penstock) -> None:
+    results = tmp_path / "results.jsonl"
+    asked = ("compare", "zoo:gan", "-b", "8GiB", "-p", "keep", "--execute", "-o", results)
+    ended = penstock(*asked)
+    assert ended.code == 0, ended.err
+    (line,) = map(json.loads, results.read_text().splitlines())
+    assert (line["on"], line["problem"]) == ("run here", "")
+    assert f"{line['seconds']:.4g} s" in ended.out
+    assert re.search(r"keep .* yes ", ended.out)

@@ -1,13 +1,12 @@
 """Offsets in one arena: packings that hold, true bounds, and the exact ones against brute force."""
 
-import os
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from external import external
 from packings import GAP, lowest
 from penstock.errors import NeedError, UsageError
 from penstock.interop.minimalloc import read_minimalloc
@@ -183,12 +182,8 @@ def test_without_ortools_the_error_says_what_to_install(monkeypatch):
         exact(twice)
 
 
-INSTANCES = os.environ.get("PENSTOCK_DATA")
-
-
-@pytest.mark.skipif(INSTANCES is None, reason="PENSTOCK_DATA names no folder of external data")
 def test_the_instances_of_minimalloc_are_packed_in_their_capacity():
-    paths = sorted(Path(INSTANCES, "minimalloc").glob("*.csv"))
+    paths = sorted(external("minimalloc").glob("*.csv"))
     assert paths
     for path in paths:
         instance = read_minimalloc(path)

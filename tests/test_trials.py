@@ -1,0 +1,81 @@
+"""Policies run for real: what is measured, whether the bits are the same, what is not done again."""
+
+from pathlib import Path
+
+import pytest
+
+from penstock.errors import UsageError
+from penstock.leaderboard import Entry
+from penstock.trials import execute
+
+STEPS = """
+import os
+import torch
+from torch import nn
+
+
+def steady():
+    return training(lambda: 0.0)
+
+
+def moody():
+    return training(lambda: int.from_bytes(os.urandom(4), "big") / 2**32)
+
+
+def training(noise):
+    model = nn.Sequential(*(part for _ in range(8) for part in (nn.Linear(128, 128), nn.Tanh())))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch = torch.randn(8192, 128)
+
+    def step(number):
+        loss = (model(batch) + noise()).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+"""
+
+
+@pytest.fixture(autouse=True)
+def module_of_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mysteps.py").write_text(STEPS)
+    monkeypatch.syspath_prepend(tmp_path)  # processes that are spawned are told, too
+
+
+def test_a_run_is_measured_compared_bit_for_bit_and_not_done_again(tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    asked = (["mysteps:steady"], ["70%"], ["belady"])
+    (entry,) = execute(*asked, results=results)
+    assert (entry.step, entry.on, entry.policy) == ("mysteps:steady", "run here", "belady")
+    assert entry.problem == ""
+    # The batch and eight saved values of 4 MiB, and what backward makes beside them.
+    assert 0.7 * 36 < entry.budget / 2**20 < 0.7 * 64
+    assert entry.peak > 0 and entry.plain > 0 and entry.seconds > 0
+    assert entry.moved > 0
+    told: list[Entry] = []
+    assert execute(*asked, results=results, told=told.append) == [entry] == told
+    assert len(results.read_text().splitlines()) == 1
+
+
+def test_a_step_that_is_another_each_time_is_told() -> None:
+    (entry,) = execute(["mysteps:moody"], ["100%"], ["keep"])
+    assert entry.problem == "its parameters are not those of the plain run"
+    assert not entry.fits
+
+
+def test_what_takes_too_long_is_given_up() -> None:
+    (entry,) = execute(["mysteps:steady"], ["100%"], ["keep"], limit=0.1)
+    assert entry.problem == "the plain run: it was given up after 0.1 s"
+    assert entry.limit == 0.1
+
+
+@pytest.mark.parametrize(
+    ("step", "policy", "says"),
+    [("mysteps:steady", "keeep", "no policy is called"), ("step.trace", "keep", "no architecture")],
+)
+def test_what_cannot_be_run_is_refused_before_anything_runs(
+    step: str, policy: str, says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        execute(["mysteps:steady", step], ["100%"], [policy])
