@@ -31,7 +31,7 @@ VARIANTS = ("static", "synchronous", "asynchronous")
 
 
 def exact(variant="synchronous", **options):
-    return Autotm(variant, gap=0.0, page=1, smallest=1, **options)
+    return Autotm(variant, gap=0.0, smallest=1, **options)
 
 
 def seconds(problem, variant):

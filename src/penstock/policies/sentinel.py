@@ -103,7 +103,14 @@ class Memory:
         movable = stored(problem, self.tier, smallest)
         self.long = [one for one in movable if self.is_long_lived(one)]
         self.room = room_above(problem, self.long, page)
-        self.seconds = [op.seconds + op.host_seconds for op in problem.trace.ops]
+        # Every use of a long-lived storage: its layer, and whose it is.
+        uses = [
+            (bisect_right(self.layers, use) - 1, n)
+            for n, one in enumerate(self.long)
+            for use in one.uses
+        ]
+        self.layer, self.owner = np.array(uses, np.int64).reshape(-1, 2).T
+        self.pages = np.array([whole_pages(one.nbytes, page) for one in self.long], np.int64)
 
     def is_long_lived(self, one: Stored) -> bool:
         born, dies = (bisect_right(self.layers, op) for op in (one.born, one.dies))
@@ -113,16 +120,12 @@ class Memory:
         """The paper's measure, less is better: what an interval uses does not fit; the seconds of
         copies into what is left of fast memory that it cannot hide. What cannot fit is to be short.
         """
-        starts = self.layers[::length]
-        room = int(self.room.min(initial=0))
-        wanted = np.zeros(len(starts))
-        for one in self.long:
-            touched = {bisect_right(starts, use) - 1 for use in one.uses}
-            wanted[sorted(touched)] += whole_pages(one.nbytes, self.page)
+        room, intervals = int(self.room.min(initial=0)), -(-len(self.layers) // length)
+        touched = np.unique(self.owner * intervals + self.layer // length)
+        wanted = np.bincount(touched % intervals, self.pages[touched // intervals], intervals)
         if wanted.max(initial=0) >= room:
             return True, float(length)
-        hidden = sum(self.seconds) / len(starts)
-        return False, room / self.tier.read.bandwidth - hidden
+        return False, room / self.tier.read.bandwidth - self.problem.trace.seconds / intervals
 
     def plan(self, length: int, lazy: Collection[int] = ()) -> Plan:
         """The plan with intervals of `length` layers. Nothing is brought in for those in `lazy`."""

@@ -80,6 +80,10 @@ class Model:
         """The variable can be nothing but `value`."""
         self._lower[variable] = self._upper[variable] = value
 
+    def lower_to(self, variable: Variable, upper: float) -> None:
+        """The variable is no more than `upper`."""
+        self._upper[variable] = min(self._upper[variable], upper)
+
     def charge(self, variable: Variable, cost: float) -> None:
         """The variable costs so much more."""
         self._cost[variable] += cost

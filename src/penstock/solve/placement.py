@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # told apart by identity: many a table is by storage
 class Stored:
     """A storage about whose place nothing is decided yet.
 

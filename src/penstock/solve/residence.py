@@ -21,6 +21,9 @@ __all__ = ["Moves", "Programme", "programme"]
 Moves: TypeAlias = Literal["static", "synchronous", "asynchronous"]
 """None; between ops, which wait; or also beside an op near a use."""
 _Terms: TypeAlias = list[tuple[Variable, float]]
+_FEW = 100
+"""Storages up to which a row names all that is held: the solver finds better bounds in such rows, but
+a thousand ops with a thousand storages each are too much for it."""
 
 
 def programme(
@@ -113,20 +116,38 @@ class Programme:
 
     def limit(self, pressure: Pressure) -> None:
         """What is on the device fits at each op; what runs beside an op is paid beyond its end."""
+        room = {}
+        for op, terms in self._held.items():
+            least = sum(pages for variable, pages in terms if self.model.is_fixed(variable))
+            room[op] = float(max((self._live[op] - pressure.over(op)) // self.page, least))
         rows: dict[tuple[tuple[Variable, float], ...], float] = {}
         for op, terms in self._held.items():
-            room = (self._live[op] - pressure.over(op)) // self.page
-            least = sum(pages for variable, pages in terms if self.model.is_fixed(variable))
-            key = tuple(terms)
-            rows[key] = min(max(room, least), rows.get(key, float("inf")))
-        for key, most in rows.items():
-            self.model.at_most(most, *key)
+            if len(terms) <= _FEW:
+                rows[tuple(terms)] = min(room[op], rows.get(tuple(terms), room[op]))
+        for row, most in rows.items():
+            self.model.at_most(most, *row)
+        self._limit_changes(room)
         for op, moves in self._beside.items():
             spared = self._spared.get(op, [])
             longest = self.problem.trace.ops[op].seconds + sum(seconds for _, seconds in spared)
             beyond = self.model.continuous(("beyond", op), cost=1.0)
             less = [(variable, -seconds) for variable, seconds in (*moves, *spared)]
             self.model.at_least(-longest, (beyond, 1.0), *less)
+
+    def _limit_changes(self, room: dict[int, float]) -> None:
+        """The same where much is held: each row says only what changes since the one before."""
+        before: dict[Variable, float] = {}
+        held: Variable | None = None  # pages at the op before
+        for op in sorted(op for op, terms in self._held.items() if len(terms) > _FEW):
+            now = dict(self._held[op])
+            changes = [(one, -pages) for one, pages in now.items() if one not in before]
+            changes += [(one, pages) for one, pages in before.items() if one not in now]
+            if held is not None and not changes:
+                self.model.lower_to(held, room[op])
+                continue
+            rest = [] if held is None else [(held, -1.0)]
+            held, before = self.model.continuous(("held", op), upper=room[op]), now
+            self.model.equal(0.0, (held, 1.0), *rest, *changes)
 
     def stretches(self, one: Stored, found: Solution) -> list[tuple[int, bool]]:
         """Where a solution has a storage: from which op on, and whether in the tier."""
