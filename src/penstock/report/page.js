@@ -362,14 +362,16 @@
       const fastest = Math.min(...times), slowest = Math.max(...times);
       const log = slowest > 3 * fastest && fastest > 0;
       const scale = log ? Math.log : (time) => time;
-      const low = log ? scale(fastest / 1.15) : 0, high = log ? scale(slowest * 1.15) : slowest * 1.08 || 1;
+      const margin = 0.12 * (slowest - fastest || slowest || 1);
+      const low = log ? scale(fastest / 1.15) : Math.max(0, fastest - margin);
+      const high = log ? scale(slowest * 1.15) : slowest + margin;
       const X = (budget) => left + 10 + ((budget - least) / span) * (right - left - 20);
       const Y = (time) => top + height * (1 - (scale(time) - low) / (high - low));
 
       host.replaceChildren();
       const svg = draw(host, "svg", { height: top + height + 40 });
       const [second, secondName] = unitOf(slowest);
-      for (const time of (log ? decades(fastest / 1.15, slowest * 1.15) : ticks(0, slowest * 1.08, 6))) {
+      for (const time of (log ? decades(fastest / 1.15, slowest * 1.15) : ticks(low, high, 6))) {
         const y = at(Y(time));
         draw(svg, "line", { class: "grid", x1: left, x2: right, y1: y, y2: y });
         draw(svg, "text", { x: left - 7, y: y + 4, "text-anchor": "end" }, `${Number((time / second).toPrecision(3))} ${secondName}`);
