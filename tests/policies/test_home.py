@@ -64,7 +64,7 @@ def test_a_vector_names_one_action_for_each_map():
 
 
 def test_a_copy_back_is_issued_one_feature_map_ahead():
-    problem = Problem(chain(6), machine_of(GIB), 0)
+    problem = Problem(chain(6), machine_of(GIB), 2**40)
     maps = maps_of(problem)
     for one, after in pairwise(maps[:5]):
         found = plan(problem, maps, [SWAP if gaps is one else KEEP for gaps in maps])

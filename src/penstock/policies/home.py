@@ -8,10 +8,10 @@ Inferred  A feature map is what one layer saves: the values that a run of forwar
           makes for backward; where a trace has no module paths, each value is a map. An offload is
           waited for only when its room is wanted, as in the paper; there a plan without room is an
           error, here less lacking room is better, or no random start would ever become feasible at
-          small budgets. A copy back is issued one feature map ahead. Values that no recomputation
-          brings back are swapped instead. Two particles start where all is kept, or swapped. The
-          paper has 500 particles and as many iterations, on an evaluator of a millisecond; here the
-          number of simulations is bounded.
+          small budgets. A copy back is issued one feature map ahead, or as soon after as there is
+          room. Values that no recomputation brings back are swapped instead. Two particles start
+          where all is kept, or swapped. The paper has 500 particles and as many iterations, on an
+          evaluator of a millisecond; here the number of simulations is bounded.
 Symbols   Actions: 0 keep, 1 swap, 2 recompute. P1, P2: the best of the last iteration, a particle's own.
 Reads     The trace with its seconds, the first tier, the budget.
 """
@@ -29,6 +29,7 @@ from penstock.ir.policy import Accounting, Counts, Need, Paper, Problem
 from penstock.ir.trace import Gap, OpIndex, Trace
 from penstock.simulate.least import MOVABLE_FROM
 from penstock.solve.best import outcome
+from penstock.solve.pressure import Pressure
 from penstock.solve.remakes import remade_at_need
 from penstock.solve.search import Ledger, swarm
 from penstock.solve.segments import remakeable
@@ -112,23 +113,29 @@ class Home:
 def plan(problem: Problem, maps: Sequence[Sequence[Gap]], actions: Sequence[int]) -> Plan:
     """What a vector of actions means."""
     trace, tier = problem.trace, problem.machine.tiers[0].name
+    size = trace.columns.nbytes.tolist()
     closing = sorted({gap.stop for gaps in maps for gap in gaps if gap.stop is not None})
+    swapped, targets = (
+        [gap for gaps, action in zip(maps, actions, strict=True) if action == taken for gap in gaps]
+        for taken in (SWAP, RECOMPUTE)
+    )
+    pressure = Pressure(problem)
+    for gap in (*swapped, *targets):
+        pressure.relieve(gap, size[gap.value])
 
     def swap(gap: Gap) -> Swap:
         """One feature map ahead; when it is needed if none comes before it while it is away."""
         assert gap.stop is not None
         at = bisect_left(closing, gap.stop)
         is_ahead = at > 0 and closing[at - 1] >= gap.start + 2
-        back = closing[at - 1] if is_ahead else gap.stop
-        return Swap(gap, tier, OpIndex(gap.start + 1), back)
+        wanted = closing[at - 1] if is_ahead else gap.stop
+        back = pressure.earliest_return(gap, size[gap.value], wanted)
+        return Swap(gap, tier, OpIndex(gap.start + 1), OpIndex(back))
 
-    swapped, targets = (
-        [gap for gaps, action in zip(maps, actions, strict=True) if action == taken for gap in gaps]
-        for taken in (SWAP, RECOMPUTE)
-    )
+    timed = [swap(gap) for gap in swapped]
     while True:
-        rest = problem.given.plus(map(swap, swapped))
+        rest = problem.given.plus(timed)
         remakes, lost = remade_at_need(rest, trace, targets)
         if not lost:
             return rest.plus(remakes)
-        swapped, targets = [*swapped, *lost], [one.gap for one in remakes]
+        timed, targets = [*timed, *map(swap, lost)], [one.gap for one in remakes]
