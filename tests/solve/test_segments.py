@@ -1,9 +1,9 @@
 """Where forward is narrow, and what can be remade."""
 
-from penstock.ir.plan import Plan, Swap
+from penstock.ir.plan import Plan, Swap, check
 from penstock.ir.text import parse
 from penstock.ir.trace import Gap
-from penstock.solve.segments import crossings, remakeable
+from penstock.solve.segments import crossings, remakeable, split
 from steps import FED_BY_DEAD
 
 MIB = 2**20
@@ -50,3 +50,19 @@ def test_what_starts_from_a_value_that_is_sent_away_is_not():
 def test_open_and_wrapping_gaps_are_not():
     assert not remakeable(SKIP, Gap(K, 5, None), Plan())
     assert not remakeable(SKIP, Gap(K, 5, 2), Plan())
+
+
+def test_a_segment_ends_with_its_micro_batch():
+    """Gradient accumulation: two forwards, each with its own backward."""
+    lines = []
+    for n in range(2):
+        lines += [f"f f{n} x{n}:I1 -> a{n}_0:A1M! 1ms"]
+        lines += [f"f f{n} a{n}_{i} -> a{n}_{i + 1}:A1M! 1ms" for i in range(5)]
+        lines += [f"f l{n} a{n}_5 -> l{n}:T1 1ms", f"b m{n} l{n} -> g{n}:T1 1ms"]
+        lines += [f"b b{n} g{n} a{n}_{i} -> ~g{n} 1ms" for i in reversed(range(6))]
+    trace = parse("\n".join(lines))
+    cut = split(trace, list(trace.saved_gaps()), crossings(trace, 1, 2**20), 3 * 2**20)
+    check(trace, Plan(tuple(cut.decisions)))
+    dropped = {trace.values[one.gap.value].name for one in cut.decisions}
+    # Four values end a segment, of which the last is kept; the two after it are the last segment.
+    assert dropped == {f"a{n}_{i}" for n in range(2) for i in range(3)}

@@ -6,9 +6,10 @@ Idea      Nothing is known of what comes. Where an op finds no room, the idle va
 Assumes   One device; ops may run twice. Model state and inputs stay (the paper's constants).
 Inferred  A plan says of each gap one absence, so a value that left twice in a gap is away from its
           beginning to its last return, and what used it in between remakes it too. Where that misses
-          the budget, the replay is repeated with so much less. A value of which no op makes use again
-          stays until it dies: the paper would evict it. Its samples of the pool and its sizes below
-          which nothing is looked at are for speed: `smallest` stands for them.
+          the budget, the replay is repeated with so much less; where it thrashes, with more, to find
+          the least that it keeps. A value that no op uses again stays until it dies: the paper would
+          evict it. Its samples of the pool, and its sizes below which nothing is looked at, are for
+          speed: `smallest` stands for them.
 Symbols   h(s) = (c(s) + c(evicted ancestors) + c(evicted descendants)) / (m(s) x staleness): seconds over
           bytes x seconds. h_eq: the closures as classes of a union-find. h_local: c(s) alone.
           h_MSPS: (c(s) + c(evicted ancestors)) / m(s). h_LRU: last access. h_size: 1 / m(s).
@@ -36,7 +37,7 @@ class Dtr:
 
     score: Literal["dtr", "eq", "local", "lru", "size", "msps"] = "dtr"
     thrash: float = 1.0  # seconds of remakes, over those of the step, at which it gives up
-    rounds: int = 4  # replays, each with what the plan before lacked taken from the budget
+    rounds: int = 6  # replays, at other budgets if the first misses the given one
     smallest: int = MOVABLE_FROM  # bytes: smaller values are kept
     accounting: Accounting = "ours"
 
@@ -51,14 +52,21 @@ class Dtr:
     counts: ClassVar[Counts] = Counts(workspace=False, slack=False)
 
     def __call__(self, problem: Problem) -> Plan:
+        """Where it thrashes or the plan lacks room, other budgets are tried: the least that it keeps."""
         tried: list[Outcome] = []
-        now = problem
+        floor, at, ceiling = 0, problem.budget, problem.trace.peak + problem.trace.slack
         for _ in range(max(1, self.rounds)):
+            now = replace(problem, budget=at)
             found = replay(now, SCORES[self.score], smallest=self.smallest, limit=self.thrash)
             tried.append(outcome(problem, problem.given.plus(found.decisions)))
             if not tried[-1].shortfall:
                 break
-            now = replace(now, budget=now.budget - tried[-1].shortfall)
+            if found.lacking:
+                floor, at = at, (at + ceiling) // 2
+            elif floor:
+                ceiling, at = at, (floor + at) // 2
+            else:
+                at -= tried[-1].shortfall
         return min(tried, key=lambda found: found.rank).plan
 
 

@@ -29,8 +29,8 @@ __all__ = ["Floats", "Idle", "Replay", "Score", "first_made", "least_recently_us
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 
-_RUNS = 100
-"""Remakes of an op on average after which a replay goes nowhere, whatever they cost."""
+_RUNS = 4
+"""How many ops may run again where remakes may take as long as the step, over those of the step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,8 @@ def replay(
 
     Dropped values are remade when they are read, and stay until they are chosen again; swapped ones
     go to the first tier and come back when they are read, while the step waits. Model state stays.
-    `limit`: the seconds of all remakes, over those of the step, after which nothing leaves any more.
+    `limit`: the seconds of all remakes, over those of the step, after which nothing leaves any more; or
+    four times as many ops, because some take next to no time.
     """
     trace, tiers = problem.trace, problem.machine.tiers
     free = dict.fromkeys(problem.free_gaps(smallest))
@@ -149,6 +150,7 @@ class _Walk:
         self.trace = trace = problem.trace
         self.score, self.by = score, by
         self.limit = limit * sum(op.seconds for op in trace.ops)
+        self.most = (1 + limit * _RUNS) * len(trace.ops)
         self.pressure = Pressure(problem)
         self.opening: defaultdict[int, dict[ValueId, Gap]] = defaultdict(dict)
         for gap in gaps:
@@ -273,7 +275,7 @@ class _Walk:
         self.runs += 1
         if frame.again:
             self.again += op.seconds
-            self.thrashed |= self.again > self.limit or self.runs > _RUNS * len(self.trace.ops)
+            self.thrashed |= self.again > self.limit or self.runs > self.most
             for value in op.writes:
                 before = self.trace.previous_version.get(value)
                 if before is not None and before in self.borrowed:  # the op writes over it

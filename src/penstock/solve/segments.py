@@ -6,6 +6,7 @@ from typing import NamedTuple
 from penstock.ir.lineage import Gone, lineage
 from penstock.ir.plan import Plan, Recompute, Residency
 from penstock.ir.trace import Gap, OpIndex, Phase, Trace
+from penstock.solve.remakes import in_one_pass
 
 __all__ = ["Split", "crossings", "remakeable", "split"]
 
@@ -65,27 +66,25 @@ def split(trace: Trace, saved: list[Gap], cuts: dict[OpIndex, set[int]], thresho
     """End a segment at the first cut after more than `threshold` bytes (Chen et al.'s B)."""
     decisions: list[Recompute] = []
     segment: list[Gap] = []
-    kept = closed = local = 0
-
-    def close() -> None:
-        if segment:
-            begin = min(gap.stop for gap in segment if gap.stop is not None)
-            decisions.extend(Recompute(gap, begin) for gap in segment)
-            segment.clear()
-
+    kept = closed = largest = local = before = 0
     by_producer: dict[int, list[Gap]] = {}
     for gap in saved:
         by_producer.setdefault(trace.values[gap.value].producer or 0, []).append(gap)
     for op in sorted({*by_producer, *cuts}):
+        if any(one.phase is not Phase.FORWARD for one in trace.ops[before:op]):
+            # Another micro-batch begins. The last segment of the one before is needed as soon as its
+            # backward begins: remaking it would save nothing.
+            segment.clear()
+            largest, local = max(largest, local), 0
+        before = op
         for gap in by_producer.get(op, ()):
             segment.append(gap)
             local += trace.values[gap.value].nbytes
         if op in cuts and local > threshold:
             crossing = cuts[OpIndex(op)]
             ends = [gap for gap in segment if gap.value in crossing]
-            segment[:] = [gap for gap in segment if gap.value not in crossing]
             kept += sum(trace.values[gap.value].nbytes for gap in ends)
             closed, local = max(closed, local), 0
-            close()
-    # The last segment is needed as soon as backward begins: remaking it would save nothing.
-    return Split(decisions, kept, max(closed, local), closed)
+            decisions += in_one_pass(gap for gap in segment if gap.value not in crossing)
+            segment.clear()
+    return Split(decisions, kept, max(largest, closed, local), closed)
