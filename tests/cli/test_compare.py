@@ -86,14 +86,3 @@ def test_execute_is_for_architectures_on_this_machine(
     assert ended.code == 2 and "--execute measures on this machine; leave -m out" in ended.err
     ended = penstock("compare", traces[0], "-b", "85%", "-p", "keep", "--execute")
     assert ended.code == 2 and "names no architecture" in ended.err
-
-
-def test_execute_shows_what_was_measured(tmp_path: Path, penstock: Penstock) -> None:
-    results = tmp_path / "results.jsonl"
-    asked = ("compare", "zoo:gan", "-b", "8GiB", "-p", "keep", "--execute", "-o", results)
-    ended = penstock(*asked)
-    assert ended.code == 0, ended.err
-    (line,) = map(json.loads, results.read_text().splitlines())
-    assert (line["on"], line["problem"]) == ("run here", "")
-    assert f"{line['seconds']:.4g} s" in ended.out
-    assert re.search(r"keep .* yes ", ended.out)

@@ -1,9 +1,10 @@
-"""Policies run for real: what is measured, whether the bits are the same, what is not done again."""
+"""`penstock compare --execute`: what is measured, whether the bits are the same, what is done twice."""
 
 from pathlib import Path
 
 import pytest
 
+from command import Penstock
 from penstock.errors import UsageError
 from penstock.leaderboard import Entry
 from penstock.trials import execute
@@ -43,7 +44,9 @@ def module_of_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)  # processes that are spawned are told, too
 
 
-def test_a_run_is_measured_compared_bit_for_bit_and_not_done_again(tmp_path: Path) -> None:
+def test_a_run_is_measured_compared_bit_for_bit_and_not_done_again(
+    tmp_path: Path, penstock: Penstock
+) -> None:
     results = tmp_path / "results.jsonl"
     asked = (["mysteps:steady"], ["70%"], ["belady"])
     (entry,) = execute(*asked, results=results)
@@ -55,7 +58,12 @@ def test_a_run_is_measured_compared_bit_for_bit_and_not_done_again(tmp_path: Pat
     assert entry.moved > 0
     told: list[Entry] = []
     assert execute(*asked, results=results, told=told.append) == [entry] == told
-    assert len(results.read_text().splitlines()) == 1
+    written = results.read_bytes()
+    asked = ("mysteps:steady", "-b", "70%", "-p", "belady")
+    ended = penstock("compare", *asked, "--execute", "-o", results)
+    assert ended.code == 0, ended.err
+    assert f"{entry.seconds:.4g} s" in ended.out
+    assert results.read_bytes() == written
 
 
 def test_a_step_that_is_another_each_time_is_told() -> None:
