@@ -1,17 +1,21 @@
 """Steps as graphs of a few nodes, and solutions as plans."""
 
+from itertools import product
+from math import prod
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from penstock.ir.machine import Device, Machine
-from penstock.ir.plan import Recompute, check
+from penstock.ir.plan import Recompute, Swap, check
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
 from penstock.ir.trace import Phase
 from penstock.solve.best import outcome
 from penstock.solve.condense import condense, pieces, scratch
 from penstock.solve.settle import together
-from penstock.solve.stages import Staged, forced, peak, solve
+from penstock.solve.stages import Paging, Staged, begun, bettered, forced, paged, peak, solve
 from steps import STEPS, chain
 from strategies import problems
 
@@ -111,3 +115,56 @@ def test_dropping_everything_is_a_plan_for_any_step(problem):
     assert all(before >= 0 for before in whole.graph.before)
     decisions = together(problem, whole.decisions(forced(whole.graph, ())))
     check(problem.trace, problem.given.plus(decisions))
+
+
+def choices(graph):
+    """Every way of deciding: each stretch is held from one of its stages on, or not at all."""
+    stretches = [(v, one) for v, data in enumerate(graph.data) for one in data.open]
+    starts = product(*(range(one.start, one.stop + 1) for _, one in stretches))
+    for chosen in starts:
+        yield {
+            (stage, v)
+            for (v, one), begin in zip(stretches, chosen, strict=True)
+            for stage in range(begin, one.stop)
+        }
+
+
+@settings(max_examples=60)
+@given(problem=problems(max_layers=4), share=st.sampled_from([0.0, 0.3, 0.7]))
+def test_no_choice_of_stays_is_cheaper_than_the_programmes(problem, share):
+    graph = condense(problem, 10, 1024).graph
+    assume(any(data.open for data in graph.data))
+    assume(prod(len(one) + 1 for data in graph.data for one in data.open) <= 2_000)
+    found = [(forced(graph, held), held) for held in choices(graph)]
+    peaks = sorted(peak(graph, staged) for staged, _ in found)
+    budget = peaks[int(share * (len(peaks) - 1))]
+    least = min(staged.cost for staged, _ in found if peak(graph, staged) <= budget)
+    staged = solve(graph, budget, 60.0)
+    assert peak(graph, staged) <= budget
+    assert staged.cost == pytest.approx(least)
+
+
+def test_a_search_from_everything_dropped_fits_and_costs_less():
+    trace = chain(12, "1M")
+    graph = condensed(trace).graph
+    dropped = forced(graph, ())
+    for budget in (6 * MIB, 9 * MIB):
+        found = bettered(graph, dropped, budget, 60.0)
+        assert peak(graph, found) <= budget
+        assert solve(graph, budget, 60.0).cost <= found.cost < dropped.cost
+        start = begun(graph, budget, 60.0)
+        assert peak(graph, start) <= budget
+
+
+def test_copies_may_stand_for_second_runs(machine):
+    trace = chain(8, "1M")
+    whole = condensed(trace)
+    count = len(whole.graph.data)
+    free = Paging((0.0,) * count, (0.0,) * count)
+    copied = paged(whole.graph, forced(whole.graph, ()), free)
+    assert not copied.again and copied.cost == 0
+    decisions = whole.decisions(copied, machine.tiers[0])
+    assert decisions and all(isinstance(one, Swap) for one in decisions)
+    problem = Problem(trace, machine, trace.peak)
+    need = max(outcome(problem, problem.given.plus(decisions)).schedule.need)
+    assert need <= peak(whole.graph, copied) < trace.peak

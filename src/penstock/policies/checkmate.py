@@ -8,7 +8,8 @@ Idea      Stage t runs node t for the first time. R[t, k]: node k runs again in 
 Assumes   One device, a fixed order, no swapping; forward may run again (random draws are replayed).
 Inferred  Steps have thousands of ops, so neighbours are merged to `nodes` (solve/condense.py); what a
           node needs is an upper bound, so the simulator says what a solution really takes, and the
-          programme is solved again for the difference. A value that is dropped goes after its last
+          programme is solved again for the difference. It begins with a rounded relaxation, bettered
+          by changing one stay at a time. A value that is dropped goes after its last
           use and comes back once a gap, because that is what a plan can say: of the paper's
           schedules, those that hold a value for a part of a gap are left out. Gradients never run
           again. Not carried: the quadratic programme for the largest batch; `penstock largest` asks.
@@ -16,6 +17,7 @@ Symbols   As above; eps: `margin`.
 Reads     The trace with its seconds, the budget.
 """
 
+import time
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,7 +28,7 @@ from penstock.simulate.least import MOVABLE_FROM
 from penstock.solve.condense import condense
 from penstock.solve.pressure import Pressure
 from penstock.solve.settle import Answer, settled
-from penstock.solve.stages import Graph, Staged, forced, peak, rounded, solve
+from penstock.solve.stages import Graph, Staged, begun, forced, peak, rounded, solve
 
 __all__ = ["Checkmate"]
 
@@ -37,7 +39,7 @@ class Checkmate:
 
     rounding: float | None = None  # threshold from 0 to 1; none: the integer programme
     margin: float = 0.1  # share of the budget that the relaxation leaves free
-    nodes: int | None = None  # none: 80, or 120 for the relaxation
+    nodes: int | None = None  # none: 120, or 160 for the relaxation
     time_limit: float = 60.0  # seconds
     smallest: int = MOVABLE_FROM  # bytes: smaller values are kept
     accounting: Accounting = "ours"
@@ -55,7 +57,7 @@ class Checkmate:
     def __call__(self, problem: Problem) -> Plan:
         if Pressure(problem).is_relieved:
             return problem.given
-        nodes = self.nodes or (80 if self.rounding is None else 120)
+        nodes = self.nodes or (120 if self.rounding is None else 160)
         condensed = condense(problem, nodes, self.smallest)
 
         def solved(budget: int, seconds: float) -> Answer:
@@ -69,8 +71,11 @@ class Checkmate:
         """What the paper solves, for a graph: exactly, or by rounding. Raises `SolveError`."""
         if self.rounding is not None:
             return rounded(graph, budget, seconds, threshold=self.rounding, margin=self.margin)
+        deadline = time.monotonic() + seconds
+        start = begun(graph, budget, seconds / 2)
         try:
-            start = rounded(graph, budget, seconds / 4)
+            return solve(graph, budget, max(1.0, deadline - time.monotonic()), start=start)
         except SolveError:
-            start = None
-        return solve(graph, budget, seconds * 3 / 4, start=start)
+            if start is None:
+                raise
+            return start

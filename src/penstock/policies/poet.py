@@ -14,6 +14,7 @@ Symbols   R, S as in `checkmate`; M_out, M_in: `out`, `back` in solve/stages.py.
 Reads     The trace with its seconds, the first tier, the budget.
 """
 
+import time
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,7 +26,7 @@ from penstock.simulate.least import MOVABLE_FROM
 from penstock.solve.condense import Condensed, condense
 from penstock.solve.pressure import Pressure
 from penstock.solve.settle import Answer, settled
-from penstock.solve.stages import Paging, forced, peak, rounded, solve
+from penstock.solve.stages import Graph, Paging, Staged, begun, forced, paged, peak, solve
 
 __all__ = ["Poet"]
 
@@ -55,19 +56,30 @@ class Poet:
             return problem.given
         tier = problem.machine.tiers[0]
         condensed = condense(problem, self.nodes, self.smallest)
+        graph = condensed.graph
         paging = self.paging(problem, condensed, tier)
 
         def solved(budget: int, seconds: float) -> Answer:
+            deadline = time.monotonic() + seconds
+            start = self.start(graph, paging, budget, seconds / 3)
+            left = max(1.0, deadline - time.monotonic())
             try:
-                start = rounded(condensed.graph, budget, seconds / 4)
+                staged = solve(graph, budget, left, paging=paging, start=start)
             except SolveError:
-                start = None
-            left = seconds * 3 / 4
-            staged = solve(condensed.graph, budget, left, paging=paging, start=start)
-            return condensed.decisions(staged, tier), peak(condensed.graph, staged)
+                if start is None:
+                    raise
+                staged = start
+            return condensed.decisions(staged, tier), peak(graph, staged)
 
-        nothing_held = condensed.decisions(forced(condensed.graph, ()))
+        nothing_held = condensed.decisions(forced(graph, ()))
         return settled(problem, solved, nothing_held, self.time_limit)
+
+    def start(self, graph: Graph, paging: Paging, budget: int, seconds: float) -> Staged | None:
+        """Recomputation alone, or copies in its place, whichever costs less."""
+        remade = begun(graph, budget, seconds)
+        swapped = paged(graph, remade or forced(graph, ()), paging)
+        starts = [one for one in (remade, swapped) if one and peak(graph, one) <= budget]
+        return min(starts, key=lambda one: one.cost, default=None)
 
     def paging(self, problem: Problem, condensed: Condensed, tier: Tier) -> Paging:
         trace, starts = problem.trace, condensed.starts

@@ -15,8 +15,9 @@ need not be called an integer. And a node may make several values, so that a blo
 one node: what a second run makes beside what is wanted goes at once.
 """
 
+import time
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
 
@@ -29,7 +30,10 @@ __all__ = [
     "Node",
     "Paging",
     "Staged",
+    "begun",
+    "bettered",
     "forced",
+    "paged",
     "peak",
     "plain",
     "relaxed",
@@ -181,7 +185,7 @@ def relaxed(graph: Graph, budget: int, time_limit: float) -> tuple[dict[Pair, fl
         for name, value in solution.values.items()
         if isinstance(name, tuple) and name[0] == "S"
     }
-    return held, solution.objective
+    return held, solution.bound
 
 
 def rounded(
@@ -189,29 +193,38 @@ def rounded(
 ) -> Staged:
     """Two phases: the relaxation for a `margin` less, S from `threshold` on, and R as it must be.
 
-    If that takes more than `budget`, the cheapest of ten thresholds that does not. `bound` is that of
-    the relaxation for the whole budget where it was solved for that (`margin` 0), else 0. Raises
-    `SolveError` if no threshold gives a solution that fits, or the relaxation has none.
+    If that takes more than `budget`, the cheapest of the thresholds 0.1, ..., 0.9 that does not; if
+    none does, again for two and for three margins less. Raises `SolveError` if the relaxation has no
+    solution or if none of it fits.
     """
-    held, bound = relaxed(graph, int((1 - margin) * budget), time_limit)
+    for times in (1, 2, 3) if margin else (1,):
+        held, _ = relaxed(graph, int((1 - times * margin) * budget), time_limit)
+        for thresholds in ([threshold], [tenths / 10 for tenths in range(1, 10)]):
+            found = [forced(graph, above(graph, held, least)) for least in thresholds]
+            if fitting := [one for one in found if peak(graph, one) <= budget]:
+                return min(fitting, key=lambda one: one.cost)
+    raise SolveError(f"no rounding of the relaxation fits into {budget:,} bytes")
 
-    def at(least: float) -> Staged:
-        chosen = {pair for pair, share in held.items() if share > least}
-        if graph.lasting:
-            for v, data in enumerate(graph.data):
-                for stretch in data.open:
-                    first = next((t for t in stretch if (t, v) in chosen), stretch.stop)
-                    chosen.update((t, v) for t in range(first, stretch.stop))
-        return forced(graph, chosen)
 
-    found = at(threshold)
-    if peak(graph, found) > budget:
-        others = (at(tenths / 10) for tenths in range(1, 10))
-        fitting = [one for one in others if peak(graph, one) <= budget]
-        if not fitting:
-            raise SolveError(f"no rounding of the relaxation fits into {budget:,} bytes")
-        found = min(fitting, key=lambda one: one.cost)
-    return replace(found, bound=0.0 if margin else bound)
+def above(graph: Graph, held: Mapping[Pair, float], threshold: float) -> set[Pair]:
+    """What is held more than `threshold`; in a lasting graph, to the end of its gap."""
+    chosen = {pair for pair, share in held.items() if share > threshold}
+    if graph.lasting:
+        for v, data in enumerate(graph.data):
+            for stretch in data.open:
+                first = next((t for t in stretch if (t, v) in chosen), stretch.stop)
+                chosen.update((t, v) for t in range(first, stretch.stop))
+    return chosen
+
+
+def begun(graph: Graph, budget: int, time_limit: float) -> Staged | None:
+    """A good solution to begin with: the relaxation's, rounded and bettered. None if none fits."""
+    try:
+        held, _ = relaxed(graph, budget, time_limit / 2)
+    except SolveError:
+        held = {}
+    found = bettered(graph, forced(graph, above(graph, held, 0.5)), budget, time_limit / 2)
+    return found if peak(graph, found) <= budget else None
 
 
 def forced(graph: Graph, held: Iterable[Pair]) -> Staged:
@@ -272,17 +285,86 @@ def _forced(graph: Graph, kept: set[Pair]) -> set[Pair] | None:
     return again if complete else None
 
 
+def bettered(graph: Graph, staged: Staged, budget: int, time_limit: float) -> Staged:
+    """What a search from `staged` finds, one stay at a time: it fits if anything on the way does.
+
+    For lasting graphs. A stay may begin with its gap, not at all, or with those of its neighbours: what
+    begins in one stage is remade in one go. Ends where no single change helps, or with the time.
+    """
+    deadline = time.monotonic() + time_limit
+    stretches = [(v, one) for v, data in enumerate(graph.data) for one in data.open]
+    begins = [next((t for t in one if (t, v) in staged.held), one.stop) for v, one in stretches]
+
+    def at(chosen: Sequence[int]) -> tuple[tuple[int, float], Staged]:
+        held = {
+            (t, v)
+            for (v, one), begin in zip(stretches, chosen, strict=True)
+            for t in range(begin, one.stop)
+        }
+        found = forced(graph, held)
+        over = sum(max(0, nbytes - budget) for nbytes in peaks(graph, found))
+        return (over, found.cost), found
+
+    best, found = at(begins)
+    order = sorted(range(len(stretches)), key=lambda n: -graph.data[stretches[n][0]].nbytes)
+    is_changed = True
+    while is_changed:
+        is_changed = False
+        for n in order:
+            one = stretches[n][1]
+            others = {begin for begin in begins if one.start < begin < one.stop}
+            near = sorted(others, key=lambda begin: abs(begin - begins[n]))[:4]
+            for begin in (one.start, one.stop, *near):
+                if begin == begins[n]:
+                    continue
+                if time.monotonic() > deadline:
+                    return found
+                again, candidate = at([*begins[:n], begin, *begins[n + 1 :]])
+                if again < best:
+                    best, found, begins[n], is_changed = again, candidate, begin, True
+    return found
+
+
+def paged(graph: Graph, staged: Staged, paging: Paging) -> Staged:
+    """A solution of a lasting graph with copies for second runs: out at once, back a stage early."""
+    held, out, back = set(staged.held), set[Pair](), set[Pair]()
+    for v, data in enumerate(graph.data):
+        for stretch in data.open:
+            begin = next((t for t in stretch if (t, v) in held), stretch.stop - 1)
+            if begin - 1 in stretch:
+                out.add((stretch.start - 1, v))
+                back.add((begin - 1, v))
+                held.update((t, v) for t in range(begin, stretch.stop))
+            else:
+                held.update((t, v) for t in stretch)
+    cost = sum(paging.out[v] for _, v in out) + sum(paging.back[v] for _, v in back)
+    for stage, seconds in enumerate(paging.seconds):
+        leaving = sum(paging.out_seconds[v] for t, v in out if t == stage)
+        coming = sum(paging.back_seconds[v] for t, v in back if t == stage)
+        cost += max(0.0, leaving - seconds, coming - seconds)
+    return Staged(frozenset(), frozenset(held), frozenset(out), frozenset(back), cost)
+
+
 def peak(graph: Graph, staged: Staged) -> int:
     """Bytes: the most that is held at once. Frees as soon as a value has no further use."""
-    most = 0
+    return max(peaks(graph, staged), default=0)
+
+
+def peaks(graph: Graph, staged: Staged) -> list[int]:
+    """By stage: the most bytes that are held in it."""
+    found = []
     runs: dict[int, list[int]] = {}
     for stage, node in sorted(staged.again):
         runs.setdefault(stage, []).append(node)
     held: dict[int, set[int]] = {}
     for stage, v in staged.held:
         held.setdefault(stage, set()).add(v)
+    coming: dict[int, set[int]] = {}  # a copy back takes its bytes from its start
+    for stage, v in staged.back:
+        coming.setdefault(stage, set()).add(v)
     for stage in range(len(graph.nodes)):
-        there = set(held.get(stage, ()))
+        most = 0
+        there = {*held.get(stage, ()), *coming.get(stage, ())}
         stays = held.get(stage + 1, set())
         again = runs.get(stage, [])
         order = [*again, stage]
@@ -294,8 +376,9 @@ def peak(graph: Graph, staged: Staged) -> int:
             for v in (*graph.nodes[k].reads, *graph.writes[k]):
                 if last_use.get(v, -1) <= k and v not in stays and not graph.is_held(stage + 1, v):
                     there.discard(v)
-        most = max(most, sum(graph.data[v].nbytes for v in there) + graph.during[stage])
-    return most
+        own = sum(graph.data[v].nbytes for v in there) + graph.during[stage]
+        found.append(max(most, own))
+    return found
 
 
 _BITS = 16
