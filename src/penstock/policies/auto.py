@@ -24,7 +24,10 @@ __all__ = ["Auto"]
 class Auto:
     """The best plan by simulation: one that fits, then the fastest."""
 
-    among: str = "belady capuchin chen keep swap-all"  # the policies to ask, by name
+    among: str = (  # the policies to ask, by name: those that plan thousands of ops in a second
+        "belady capuchin chen dtr echo flashneuron g10 keep layer-centric meng modnn swap-all "
+        "tflms tmof vdnnpp"
+    )
 
     paper: ClassVar[None] = None
     needs: ClassVar[frozenset[Need]] = frozenset()
