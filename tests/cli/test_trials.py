@@ -1,4 +1,4 @@
-"""`penstock compare --execute`: what is measured, whether the bits are the same, what is done twice."""
+"""`penstock compare --execute`: what is measured, whether the bits are the same, what is kept."""
 
 from pathlib import Path
 
