@@ -1,6 +1,8 @@
 """`penstock trace`, `plan`, `simulate`, `compare`, `policies`: one recorded step, many questions."""
 
 import json
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from penstock.ir.plan import Plan
 from penstock.ir.store import load, load_trace, save
 from penstock.ir.text import parse
 from penstock.ir.timeline import Timeline
+from penstock.report.policies import described
 
 COMMANDS = (
     "run",
@@ -22,6 +25,9 @@ COMMANDS = (
     "policies",
     "machines",
     "explain",
+    "report",
+    "curve",
+    "largest",
     "import",
 )
 
@@ -147,6 +153,25 @@ def test_policies_are_listed_with_what_they_do(penstock: Penstock) -> None:
     ended = penstock("policies")
     assert ended.code == 0
     assert len(ended.out.splitlines()) == len(policies.names())
+
+
+@pytest.mark.parametrize("name", policies.names())
+def test_a_policy_says_where_it_comes_from_and_what_its_options_mean(name: str) -> None:
+    words = described(name)
+    assert words.startswith(f"{name}: ")
+    policy = policies.load(name)
+    assert "Source: ours." in words or f"{policy.paper.venue} {policy.paper.year}" in words
+    for option in fields(policy):
+        assert re.search(rf"^  {option.name}  \(.+, default .*\)", words, re.MULTILINE)
+
+
+def test_one_policy_is_asked_by_name(penstock: Penstock) -> None:
+    ended = penstock("policies", "dtr")
+    assert ended.code == 0
+    assert "Assumes" in ended.out
+    assert "score  (dtr|eq|local|lru|size|msps, default dtr)" in ended.out
+    assert "workspace, the allocator's slack" in ended.out
+    assert "did you mean dtr?" in penstock("policies", "dtrr").err
 
 
 def test_machines_are_listed_and_serve_by_name(trace: Path, penstock: Penstock) -> None:
