@@ -597,13 +597,14 @@ def import_trace(
 
 
 @app.command(name="policies")
-def list_policies() -> None:
-    """List the policies."""
-    from penstock import policies
+def list_policies(
+    name: Annotated[str | None, typer.Argument(help="One policy, in full.")] = None,
+) -> None:
+    """List the policies, or say of one where it comes from, what it assumes and its options."""
+    from penstock.report.policies import described, listed
 
-    for name in policies.names():
-        document = sys.modules[policies.load(name).__module__].__doc__ or ""
-        _out.print(document.strip().splitlines()[0], markup=False, soft_wrap=True)
+    for line in [described(name)] if name else listed():
+        print(line)
 
 
 @app.command(name="machines")
