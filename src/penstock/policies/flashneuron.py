@@ -82,9 +82,8 @@ class Flashneuron:
 
 def resident(trace: Trace) -> int:
     """Bytes of model state and of what the largest op touches beside it."""
-    return sum(trace.values[v].nbytes for v in trace.initial if _is_state(trace, v)) + largest(
-        trace
-    )
+    state = sum(trace.values[v].nbytes for v in trace.initial if _is_state(trace, v))
+    return state + largest(trace)
 
 
 def largest(trace: Trace) -> int:
