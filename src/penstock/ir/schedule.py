@@ -321,16 +321,18 @@ class ScheduleBuilder:
         takes: Sequence[int] = (),
         frees: Sequence[int] = (),
         room: Sequence[int] = (),
-        direct: Sequence[Access] = (),
     ) -> None:
-        for value, tier, written in direct:
-            self.used.append((len(self.verb), value, self._tier(tier), written))
         self.verb.append(verb)
         self.subject.append(subject)
         self.extra.append(extra)
         self.takes.append(takes)
         self.frees.append(frees)
         self.room.append(room)
+
+    def use(self, direct: Sequence[Access]) -> None:
+        """What the run that is added next uses where it is placed."""
+        row = len(self.verb)
+        self.used += [(row, value, self._tier(tier), written) for value, tier, written in direct]
 
     def wait(self, transfer: TransferId, cause: Cause) -> None:
         self.add(Verb.WAIT, transfer, _CAUSE_NUMBER[cause])

@@ -20,6 +20,8 @@ __all__ = ["lower"]
 def lower(trace: Trace, plan: Plan, budget: int | None = None) -> Schedule:
     """Spell `plan` out. The plan must pass `check`; `budget` None means that room never lacks."""
     triggers: defaultdict[int, _Triggers] = defaultdict(_Triggers)
+    below: defaultdict[int, list[Place]] = defaultdict(list)
+    back: defaultdict[int, list[Place]] = defaultdict(list)
     for decision in plan.decisions:
         match decision:
             case Swap():
@@ -30,9 +32,9 @@ def lower(trace: Trace, plan: Plan, budget: int | None = None) -> Schedule:
                     triggers[decision.fence].fence.append(decision)
             case Place():
                 if decision.evict_at is not None:
-                    triggers[decision.evict_at].below.append(decision)
+                    below[decision.evict_at].append(decision)
                 if decision.prefetch_at is not None:
-                    triggers[decision.prefetch_at].back.append(decision)
+                    back[decision.prefetch_at].append(decision)
             case Recompute():
                 triggers[decision.gap.start].drop.append(decision.gap.value)
                 triggers[decision.remake_at].remake.append(decision.gap.value)
@@ -43,11 +45,11 @@ def lower(trace: Trace, plan: Plan, budget: int | None = None) -> Schedule:
         due = triggers.get(op.index, idle)
         for swap in due.evict:
             state.evict(swap)
-        for place in due.below:
+        for place in below.get(op.index, ()) if below else ():
             state.move_below(place)
         for swap in due.prefetch:
             state.prefetch(swap)
-        for place in due.back:
+        for place in back.get(op.index, ()) if back else ():
             state.bring_back(place)
         for swap in due.fence:
             state.wait(state.leaving[swap], Cause.FENCE)
@@ -56,10 +58,9 @@ def lower(trace: Trace, plan: Plan, budget: int | None = None) -> Schedule:
         state.run(op.index)
         for value in due.drop:
             state.drop(value)
-    last = triggers.get(len(trace.ops), idle)
-    for swap in last.evict:
+    for swap in triggers.get(len(trace.ops), idle).evict:
         state.evict(swap)
-    for place in last.below:
+    for place in below[len(trace.ops)]:
         state.move_below(place)
     return state.schedule()
 
@@ -73,8 +74,6 @@ class _Triggers:
     fence: list[Swap] = field(default_factory=list)
     drop: list[ValueId] = field(default_factory=list)
     remake: list[ValueId] = field(default_factory=list)
-    below: list[Place] = field(default_factory=list)
-    back: list[Place] = field(default_factory=list)
 
 
 class _Lowering:
@@ -141,7 +140,9 @@ class _Lowering:
             self.gone.update(access.value for access in direct if access.written)
         frees = tuple(v for v in self.trace.freed_after[index] if v not in self.gone)
         self.occupied -= self.bytes_of(frees)
-        self.out.add(Verb.RUN, index, takes=takes, frees=frees, direct=direct)
+        if direct:
+            self.out.use(direct)
+        self.out.add(Verb.RUN, index, takes=takes, frees=frees)
 
     def evict(self, swap: Swap) -> None:
         value = swap.gap.value
@@ -247,8 +248,10 @@ class _Lowering:
             op = trace.ops[index]
             outside = [read for read in op.reads if read not in inside]
             self.await_inputs(outside)
-            alive = (read for read in outside if self.residency.holds(read, at))
-            direct = self.reached(alive) if self.below else ()
+            direct: Sequence[Access] = ()
+            if self.below:
+                alive = (read for read in outside if self.residency.holds(read, at))
+                direct = self.reached(alive)
             takes = []
             for value in op.writes:
                 before = trace.previous_version.get(value)
@@ -267,7 +270,9 @@ class _Lowering:
             )
             inside.difference_update(frees)
             self.occupied -= self.bytes_of(frees)
-            self.out.add(Verb.RUN_AGAIN, index, takes=takes, frees=frees, direct=direct)
+            if direct:
+                self.out.use(direct)
+            self.out.add(Verb.RUN_AGAIN, index, takes=takes, frees=frees)
         self.gone.difference_update(wanted)
 
     def drop(self, value: ValueId) -> None:
