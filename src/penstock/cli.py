@@ -367,13 +367,12 @@ def compare(
 
 
 def _show_comparison(found: "list[Entry]", cases: int, problems: int) -> None:
-    from penstock.leaderboard import standings
     from penstock.report.table import comparison, leaderboard
 
     if cases == 1:
         _out.print(comparison(found))
     if problems > 1:
-        _out.print(leaderboard(standings(found)))
+        _out.print(leaderboard(found))
 
 
 @app.command()

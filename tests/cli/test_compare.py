@@ -38,7 +38,8 @@ def test_steps_machines_budgets_and_policies_become_a_leaderboard(
     asked = (*asked, "-p", "keep", "-p", "belady", "-o", results, "--processes", "1")
     ended = penstock(*asked)
     assert ended.code == 0, ended.err
-    assert "8 problems" in ended.out  # 2 steps x 2 machines x 2 budgets
+    # 2 steps x 2 machines x 2 budgets.
+    assert "8 problems, of which 8 are fitted by some policy" in ended.out
     rows = {
         words[0]: words[1:]
         for line in ended.out.splitlines()

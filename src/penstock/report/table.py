@@ -8,7 +8,7 @@ from penstock.errors import mib
 from penstock.ir.machine import Machine
 from penstock.ir.timeline import Timeline
 from penstock.ir.trace import Trace
-from penstock.leaderboard import Entry, Standing
+from penstock.leaderboard import Entry, standings
 from penstock.search import Point, by_policy, front
 from penstock.session import StepReport
 from penstock.solve.best import Outcome
@@ -79,13 +79,15 @@ def comparison(entries: Sequence[Entry]) -> Table:
     return table
 
 
-def leaderboard(found: Sequence[Standing]) -> Table:
-    """Policies over many problems, best first."""
-    problems = max((standing.problems for standing in found), default=0)
-    table = Table(title=f"{problems} problems: each step on each machine at each budget")
+def leaderboard(entries: Sequence[Entry]) -> Table:
+    """Policies over many problems (each step on each machine at each budget), best first."""
+    problems = {(entry.step, entry.on, entry.budget): False for entry in entries}
+    problems |= {(e.step, e.on, e.budget): True for e in entries if e.fits}
+    solved = sum(problems.values())
+    table = Table(title=f"{len(problems)} problems, of which {solved} are fitted by some policy")
     for name in ("policy", "fits", "of plain", "of best", "wins", "no plan", "planning"):
         table.add_column(name, justify="left" if name == "policy" else "right")
-    for standing in found:
+    for standing in standings(entries):
         table.add_row(
             standing.policy,
             f"{standing.fitted / standing.problems:.0%}",
