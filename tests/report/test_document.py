@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.ir.plan import Plan, Recompute, Swap
+from penstock.ir.machine import Direct
+from penstock.ir.plan import Place, Plan, Recompute, Swap
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
 from penstock.ir.timeline import WORKSPACE
-from penstock.ir.trace import Gap
+from penstock.ir.trace import Gap, ValueId
 from penstock.report.document import planned, run
 from penstock.simulate.run import price
 from penstock.solve.best import outcome
@@ -87,6 +88,18 @@ def test_each_value_tells_its_decision(machine, plan, words):
     assert values["decision"][h] == words
     assert (values["kind"][h], values["nbytes"][h]) == ("activation", 4 * MIB)
     assert {said for row, said in enumerate(values["decision"]) if row != h} == {""}
+
+
+def test_what_is_placed_is_told_and_is_not_on_the_device_meanwhile(machine):
+    (disk,) = machine.tiers
+    near = replace(machine, tiers=(replace(disk, direct=Direct(MIB, MIB)),))
+    problem = Problem(STEP, near, 16 * MIB)
+    plan = Plan((Place(ValueId(2), "disk", evict_at=2), Place(ValueId(4), "disk")))
+    body = planned(problem, outcome(problem, plan))
+    told = dict(zip(body["values"]["name"], body["values"]["decision"], strict=True))
+    assert told["h"] == "placed in disk from op 2"
+    assert "z" not in told  # it is nowhere else
+    assert body["decided"] == {"swap": 0, "recompute": 0, "place": 2}
 
 
 def test_values_stand_with_their_modules_largest_first(machine):

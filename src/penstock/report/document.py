@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.ir.plan import Decision, Place, Plan, Recompute, Swap
+from penstock.ir.plan import Decision, Place, Plan, Recompute, Swap, wraps
 from penstock.ir.policy import Problem
 from penstock.ir.schedule import Schedule, Verb
 from penstock.ir.timeline import COMPUTE, Timeline
@@ -281,14 +281,14 @@ def _decided(trace: Trace, plan: Plan) -> dict[StorageId, str]:
     found: defaultdict[StorageId, list[str]] = defaultdict(list)
     for decision in plan.decisions:
         value = decision.value if isinstance(decision, Place) else decision.gap.value
-        found[trace.values[value].storage].append(_said(decision))
+        found[trace.values[value].storage].append(_said(trace, decision))
     return {
         storage: said[0] if len(said) == 1 else f"{said[0]}, and {len(said) - 1} more"
         for storage, said in found.items()
     }
 
 
-def _said(decision: Decision) -> str:
+def _said(trace: Trace, decision: Decision) -> str:
     match decision:
         case Swap(gap=gap, tier=tier) if gap.stop is None:
             return f"to {tier} after op {gap.start}, for the rest of the step"
@@ -300,6 +300,7 @@ def _said(decision: Decision) -> str:
         case Place(tier=tier, evict_at=out, prefetch_at=back):
             start = "" if out is None else f" from op {out}"
             stop = "" if back is None else f" until op {back}"
-            return f"placed in {tier}{start}{stop}"
+            when = " of the next step" if wraps(trace, decision) else ""
+            return f"placed in {tier}{start}{stop}{when}"
         case _:
             assert_never(decision)
