@@ -93,8 +93,12 @@ def in_one_pass(gaps: Iterable[Gap]) -> list[Recompute]:
 def possible(rest: Plan, trace: Trace, remakes: Iterable[Recompute]) -> list[Recompute]:
     """Those of `remakes` that can be done together, beside `rest`; the values of the others stay."""
     left = list(remakes)
-    while lost := set(_impossible(rest, trace, left)):
-        left = [one for one in left if one.gap not in lost]
+    while lost := _impossible(rest, trace, left):
+        # What is impossible by itself may be all that the others lack.
+        gone = set(lost)
+        here = [one for one in left if one.gap in gone]
+        by_itself = set(_impossible(rest, trace, here, beside=[])) or gone
+        left = [one for one in left if one.gap not in by_itself]
     return left
 
 
@@ -107,9 +111,17 @@ def remade_at_need(
     return [one for one in alone if one.gap not in lost], lost
 
 
-def _impossible(rest: Plan, trace: Trace, remakes: list[Recompute]) -> list[Gap]:
-    """The gaps of those of `remakes` whose lineage is gone when they are due, beside `rest`."""
-    residency = Residency(trace, rest.plus(remakes))
+def _impossible(
+    rest: Plan,
+    trace: Trace,
+    remakes: list[Recompute],
+    beside: list[Recompute] | None = None,
+) -> list[Gap]:
+    """The gaps of those of `remakes` whose lineage is gone when they are due, beside `rest`.
+
+    `beside`: what else is dropped, if it is not all of them.
+    """
+    residency = Residency(trace, rest.plus(remakes if beside is None else beside))
     lost: list[Gap] = []
     for decision in remakes:
         try:
