@@ -54,11 +54,29 @@ def test_at_nine_there_are_ten_segments_of_ten():
     assert len([s for s in found.timeline.spans if s.ref < 100]) <= 2 * 100
 
 
-def test_the_least_memory_grows_with_the_root_of_the_depth():
-    depths = [16, 64, 256]
+def residual(blocks):
+    """ResNet's shape: what enters a block is added to what leaves it; all saved, 1 MiB each."""
+    forward = ["f aten.convolution x:I1 -> s0:A1M! 1ms"]
+    backward = []
+    for n in range(blocks):
+        forward += [
+            f"f aten.convolution s{n} -> h{n}:A1M! 1ms",
+            f"f aten.add h{n} s{n} -> s{n + 1}:A1M! 1ms",
+        ]
+        backward += [
+            f"b aten.convolution_backward g s{n} -> ~g 2ms",
+            f"b aten.relu_backward g h{n} -> ~g 1ms",
+        ]
+    head = [f"f aten.loss s{blocks} -> l:T1 1ms", f"b aten.loss_backward l s{blocks} -> g:T1 1ms"]
+    return parse("\n".join([*forward, *head, *reversed(backward)]))
+
+
+@pytest.mark.parametrize("shape", [lambda n: chain(n, "1M"), residual], ids=["chain", "residual"])
+def test_the_least_memory_grows_with_the_root_of_the_depth(shape):
+    depths = [64, 128, 256]
     peaks, kept = [], []
     for depth in depths:
-        problem = Problem(chain(depth, "1M"), MACHINE, 0)
+        problem = Problem(shape(depth), MACHINE, 0)
         plan = Memonger(goal="memory")(problem)
         peaks.append(outcome(problem, plan).timeline.peak)
         kept.append(problem.trace.peak)
