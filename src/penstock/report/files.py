@@ -53,12 +53,14 @@ def leaving(paths: Sequence[Path], label: str = "") -> Callable[[Session], None]
         check(path)
 
     def leave(session: Session) -> None:
-        body = {**document(session), "label": label}
-        trace, found = session.trace, session.outcome
-        if trace is not None and found is not None:
-            body["words"] = _words(Problem(trace, session.machine, body["budget"]), found)
+        try:
+            body = _body(session, label)
             if any(path.suffix in (".html", *_PICTURES) for path in paths):
-                body["curve"] = brief(trace, session.machine)
+                body["curve"] = _curve(session)
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            warnings.warn(f"no report was made, by a bug of Penstock: {said}", stacklevel=2)
+            return
         for path in paths:
             try:
                 _write(path, _report(path, session, body))
@@ -66,6 +68,22 @@ def leaving(paths: Sequence[Path], label: str = "") -> Callable[[Session], None]
                 warnings.warn(f"cannot write report {path}: {error.strerror}", stacklevel=2)
 
     return leave if paths else None
+
+
+def _body(session: Session, label: str) -> Json:
+    """A session's report, with what there is to say of its plan in words."""
+    body = {**document(session), "label": label}
+    if session.trace is not None and session.outcome is not None:
+        problem = Problem(session.trace, session.machine, body["budget"])
+        body["words"] = _words(problem, session.outcome)
+    return body
+
+
+def _curve(session: Session) -> Json | None:
+    """What other budgets would have cost; None if no step was planned."""
+    if session.trace is None or session.outcome is None:
+        return None
+    return brief(session.trace, session.machine)
 
 
 def check(path: Path, endings: Sequence[str] = _ENDINGS) -> None:

@@ -43,8 +43,8 @@ def stays(schedule: Schedule, timeline: Timeline) -> Stays:
     ):
         if value >= 0 and nbytes > 0:
             held[trace.values[value].storage].append(point)
-        elif value >= 0 and nbytes < 0:
-            ends[held[trace.values[value].storage].pop()] = point
+        elif value >= 0 and nbytes < 0 and (since := held[trace.values[value].storage]):
+            ends[since.pop()] = point  # nothing is held only if a copy was measured out of order
     begins = np.flatnonzero((found.value >= 0) & (found.nbytes > 0))
     # The last copies out may end after the step.
     when = np.append(found.when, found.when.max(initial=timeline.seconds))
