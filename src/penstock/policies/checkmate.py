@@ -65,7 +65,7 @@ class Checkmate:
             return condensed.decisions(staged), peak(condensed.graph, staged)
 
         nothing_held = condensed.decisions(forced(condensed.graph, ()))
-        return settled(problem, solved, nothing_held, self.time_limit)
+        return settled(problem, solved, [nothing_held], self.time_limit)
 
     def solve(self, graph: Graph, budget: int, seconds: float) -> Staged:
         """What the paper solves, for a graph: exactly, or by rounding. Raises `SolveError`."""

@@ -71,7 +71,9 @@ class Poet:
                 staged = start
             return condensed.decisions(staged, tier), peak(graph, staged)
 
-        nothing_held = condensed.decisions(forced(graph, ()))
+        dropped = forced(graph, ())
+        copied = paged(graph, dropped, paging)
+        nothing_held = [condensed.decisions(one, tier) for one in (dropped, copied)]
         return settled(problem, solved, nothing_held, self.time_limit)
 
     def start(self, graph: Graph, paging: Paging, budget: int, seconds: float) -> Staged | None:

@@ -5,8 +5,9 @@ Idea      A chain of blocks, each with its seconds and bytes. opt(m, a, b), the 
           later block and run the blocks before it again (A), or save a block's values now (B). See
           solve/chain.py.
 Assumes   A chain; one device, no swapping; forward may run again (random draws are replayed).
-Inferred  A block ends where at most `width` forward values cross that backward reads too; widths 1 to
-          `widths` are tried, as in `chen`, and all that crosses is the next block's input. Too many
+Inferred  A block ends where at most `width` forward values cross; widths 1 to `widths` are tried, as
+          in `chen`, once with the cuts where backward reads all that crosses and once with all. What
+          crosses is the next block's input. Too many
           blocks are thinned to `blocks` of about equal bytes. One option a block: save what autograd
           saved. What is held beside the chain (gradients grow as backward goes) is charged to each
           block's backward and to the passes before it. Bytes are counted in `units` parts of the
@@ -15,8 +16,8 @@ Symbols   cw: `input`; cbw: `saved`; fwd_tmp, bwd_tmp, ff_tmp: `*_scratch`; ff_f
 Reads     The trace with its seconds, the budget.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar, TypeAlias
 
 import numpy as np
@@ -40,7 +41,7 @@ __all__ = ["Rotor"]
 class Rotor:
     """Optimal persistent schedules for chains."""
 
-    units: int = 400  # parts into which the budget's bytes are counted
+    units: int = 300  # parts into which the budget's bytes are counted
     blocks: int = 60
     widths: int = 3
     time_limit: float = 60.0  # seconds
@@ -66,34 +67,36 @@ class Rotor:
         yield problem.given
         gaps = alone(problem, problem.free_saved_gaps(self.smallest))
         for width in range(1, self.widths + 1):
-            cuts = self.cuts(problem, gaps, width)
-            if cuts:
-                yield _Blocks(problem, gaps, cuts, self.units).plan(self.time_limit / self.widths)
+            all_cuts = crossings(problem.trace, width, self.smallest)
+            kept = {gap.value for gap in gaps}
+            strict = {op: values for op, values in all_cuts.items() if values <= kept}
+            for found in (strict, all_cuts) if len(strict) < len(all_cuts) else (strict,):
+                if cuts := self.chosen(problem, gaps, found):
+                    blocks = _Blocks(problem, gaps, cuts, self.units)
+                    yield blocks.plan(self.time_limit / self.widths / 2)
 
-    def cuts(self, problem: Problem, gaps: list[Gap], width: int) -> list["_Cut"]:
-        """The ops after which blocks end, with the values that cross there."""
+    def chosen(
+        self, problem: Problem, gaps: list[Gap], found: Mapping[OpIndex, Collection[int]]
+    ) -> list["_Cut"]:
+        """The ops after which blocks end, with those values that cross there and are to be kept."""
         trace = problem.trace
         kept = {gap.value for gap in gaps}
-        found = [
-            (op, {ValueId(v) for v in values})
-            for op, values in crossings(trace, width, self.smallest).items()
-            if values <= kept
-        ]
+        cuts = [(op, {v for v in kept if v in values}) for op, values in found.items()]
         made = np.zeros(len(trace.ops))
         for gap in gaps:
             made[trace.values[gap.value].producer or 0] += trace.values[gap.value].nbytes
         total = np.cumsum(made)
         # One cut of each run of cuts with nothing saved in between; then thinned to equal bytes.
-        at = {float(total[op]): (op, values) for op, values in reversed(found) if total[op]}
+        at = {float(total[op]): (op, values) for op, values in reversed(cuts) if total[op]}
         at.pop(float(total[-1]) if len(total) else 0.0, None)
         if len(at) < self.blocks:
             return [at[bytes_before] for bytes_before in sorted(at)]
-        chosen: dict[OpIndex, set[ValueId]] = {}
+        thinned: dict[OpIndex, set[ValueId]] = {}
         for share in range(1, self.blocks):
             wanted = total[-1] * share / self.blocks
             op, values = at[min(at, key=lambda bytes_before: abs(bytes_before - wanted))]
-            chosen[op] = values
-        return sorted(chosen.items())
+            thinned[op] = values
+        return [(op, thinned[op]) for op in sorted(thinned)]
 
 
 _Cut: TypeAlias = tuple[OpIndex, set[ValueId]]
@@ -134,6 +137,8 @@ class _Blocks:
             problem, [(g.value, g.start + 1, g.stop) for g in gaps if g.stop is not None]
         )
         self.base = int(rest.min())
+        fresh = [sum(trace.values[v].nbytes for v in made) for made in trace.fresh]
+        before = rest - np.array(fresh) - trace.columns.workspace
         size = trace.columns.nbytes
         blocks = []
         for block in range(self.count):
@@ -147,21 +152,38 @@ class _Blocks:
                 scratch(trace, ops[block], apart),
                 int(rest[first : last + 1].max(initial=self.base)) - self.base,
             )
-            others = int(rest[first]) - self.base if first < len(trace.ops) else 0
+            others = int(before[first]) - self.base if first < len(trace.ops) else 0
             inputs = sum(int(size[v]) for v in self.crossing[block])
             passing = scratch(trace, ops[block], self.input_after(block))
             blocks.append(Block((saving,), seconds, inputs, passing, max(0, others)))
-        room = max(1, problem.budget - trace.slack - self.base)
-        self.unit = -(-room // units)
-        # The programme's bytes are rough, so that more than the budget may have to be asked for.
-        self.table = solve(in_units(Chain(tuple(blocks)), self.unit), 2 * units)
+        chain = Chain(tuple(blocks))
+        # Where even the least schedule exceeds the budget, it is wanted all the same: the table goes
+        # as far as everything that could be held at once.
+        options = [block.options[0] for block in blocks]
+        whole = sum(one.saved for one in options) + max(
+            block.input
+            + block.others
+            + max(block.passing_scratch, one.forward_scratch, one.backward_scratch)
+            for block, one in zip(blocks, options, strict=True)
+        )
+        room = problem.budget - trace.slack - self.base
+        self.unit = max(1, -(-max(room, whole // 4) // units))
+        self.table = solve(in_units(chain, self.unit), whole // self.unit + 3 * self.count)
+        # What its least schedule is where one block's own bytes hide all others.
+        bare = [
+            Block(
+                (replace(one, forward_scratch=0, backward_scratch=0),), block.passing, block.input
+            )
+            for block, one in zip(blocks, options, strict=True)
+        ]
+        self.bare = solve(in_units(Chain(tuple(bare)), self.unit), whole // self.unit + self.count)
 
     def input_after(self, block: int) -> set[ValueId]:
         return self.crossing[block + 1] if block + 1 < self.count else set()
 
     def plan(self, time_limit: float) -> Plan:
-        least = self.table.least
-        smallest = [] if least is None else self.decisions(self.table.runs(least))
+        tables = (self.table, self.bare)
+        smallest = [self.decisions(one.runs(one.least)) for one in tables if one.least is not None]
 
         def solved(budget: int, _: float) -> Answer:
             return self.decisions(self.table.runs((budget - self.base) // self.unit)), budget

@@ -1,7 +1,7 @@
 """From a solver that knows bytes only roughly to a plan that the simulator agrees with."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from penstock.errors import SolveError
@@ -20,7 +20,7 @@ Answer: TypeAlias = tuple[Sequence[Decision], int]
 def settled(
     problem: Problem,
     solve: Callable[[int, float], Answer],
-    smallest: Sequence[Decision],
+    smallest: Iterable[Sequence[Decision]],
     time_limit: float,
     *,
     rounds: int = 6,
@@ -28,8 +28,8 @@ def settled(
     """The best plan of several calls of `solve(bytes, seconds)`, which may raise `SolveError`.
 
     What an answer really needs is simulated, and the next call is asked for as many bytes more or less
-    as the solver was wrong. `smallest`: what the solver decides where nothing else fits. With it as
-    the first answer there is always one.
+    as the solver was wrong. `smallest`: what the method decides where nothing else fits. With these as
+    the first answers there is always one.
     """
     deadline = time.monotonic() + time_limit
     budget = problem.budget - problem.trace.slack
@@ -42,7 +42,8 @@ def settled(
         found = min(found, again, key=lambda one: one.rank)
         return int(max(again.schedule.need))
 
-    tried(smallest)
+    for decisions in smallest:
+        tried(decisions)
     target, failed, asked = budget, 0, set[int]()
     for _ in range(rounds):
         left = deadline - time.monotonic()

@@ -218,12 +218,18 @@ def above(graph: Graph, held: Mapping[Pair, float], threshold: float) -> set[Pai
 
 
 def begun(graph: Graph, budget: int, time_limit: float) -> Staged | None:
-    """A good solution to begin with: the relaxation's, rounded and bettered. None if none fits."""
+    """A good solution to begin with, bettered: the relaxation's, or what holds everything.
+
+    None if neither leads to one that fits.
+    """
     try:
         held, _ = relaxed(graph, budget, time_limit / 2)
+        chosen = above(graph, held, 0.5)
     except SolveError:
-        held = {}
-    found = bettered(graph, forced(graph, above(graph, held, 0.5)), budget, time_limit / 2)
+        chosen = {
+            (t, v) for v, data in enumerate(graph.data) for stretch in data.open for t in stretch
+        }
+    found = bettered(graph, forced(graph, chosen), budget, time_limit / 2)
     return found if peak(graph, found) <= budget else None
 
 
