@@ -129,5 +129,6 @@ def test_without_direct_access_the_plan_swaps():
 def test_any_step_is_planned(trace):
     for machine in (OPTANE, GPU):
         problem = Problem(trace, machine, trace.peak // 2)
-        policy = Deeptm(smallest=1, greedy=5, episodes=5)
-        check(trace, policy(problem), machine)
+        for moves in ("synchronous", "asynchronous"):
+            policy = Deeptm(moves, smallest=1, greedy=5, episodes=5)
+            check(trace, policy(problem), machine)

@@ -136,7 +136,8 @@ class Game:
                 there.append((use, direct and not is_above))
                 if idle:
                     there.append((use + 1, not (is_above and (then or not direct))))
-                    if then and not is_above and self._moves_ahead(idle):
+                    inner = use != one.uses[-1]
+                    if inner and then and not is_above and self._moves_ahead(idle):
                         there.append((idle[-1], False))
             found[one] = there
         return found
