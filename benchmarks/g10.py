@@ -35,8 +35,8 @@ from penstock.ir.machine import Link, Machine, Tier
 from penstock.ir.policy import Problem
 from penstock.ir.trace import Trace
 from penstock.machines import machine
+from penstock.simulate.shelves import Shelves
 from penstock.solve.best import outcome
-from penstock.solve.tiers import Shelves
 
 GIB = 2**30
 GB = 10**9

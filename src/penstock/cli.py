@@ -568,7 +568,8 @@ def import_trace(
         Path,
         typer.Argument(
             help="A CUDA memory snapshot (torch.cuda.memory._dump_snapshot), an execution trace "
-            "(torch.profiler.ExecutionTraceObserver), or a G10 graph (NAME.kernels.csv)."
+            "(torch.profiler.ExecutionTraceObserver), a G10 graph (NAME.kernels.csv), a PipeDream "
+            "profile (graph.txt) or a POET graph (JSON)."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the trace.")],
@@ -693,13 +694,20 @@ def _solve(problem: "Problem", policy: str) -> "Outcome":
 
 
 def _refuse_if_it_cannot_fit(problem: "Problem", found: "Outcome") -> None:
-    from penstock.errors import BudgetError
+    from penstock.errors import BudgetError, mib
     from penstock.simulate.least import least_budget
 
     least = least_budget(problem.trace)
     if least.nbytes > problem.budget:
         op = problem.trace.describe_op(least.op)
         raise BudgetError(problem.budget, least.nbytes, op, least.holders)
+    if found.overfull:
+        _err.print(
+            f"penstock: {found.plan.policy} sends away {mib(found.overfull)} more than the tiers hold. "
+            "Give them more room, or try another policy.",
+            markup=False,
+        )
+        raise typer.Exit(1)
     if found.shortfall:
         _err.print(
             f"penstock: {found.plan.policy} found no plan that fits; the step would run, "

@@ -305,7 +305,7 @@ def _measured(trace: Trace, machine: Machine, entry: Entry) -> Entry:
         entry,
         peak=int(timeline.peak),
         seconds=float(timeline.seconds),
-        shortfall=int(found.shortfall),
+        shortfall=int(found.missing),
         stalled=float(timeline.stall_seconds),
         again=float(timeline.recompute_seconds),
         moved=int(sum(timeline.traffic.values())),

@@ -190,5 +190,5 @@ def _point(trace: Trace, machine: Machine, name: str, budget: int) -> Point:
         point,
         peak=found.timeline.peak,
         seconds=found.timeline.seconds,
-        shortfall=found.shortfall,
+        shortfall=found.missing,
     )

@@ -48,6 +48,15 @@ def test_slack_lies_in_the_budget():
     assert outcome(Problem(slack, MACHINE, TRACE.peak + MIB), KEEP).shortfall == 0
 
 
+def test_what_the_tiers_cannot_hold_is_missing():
+    held = TRACE.values[GAP.value].nbytes
+    small = MACHINE.with_tiers(Tier("disk", held - 7, LINK, LINK))
+    found = outcome(Problem(TRACE, small, TRACE.peak), SWAP)
+    assert (found.shortfall, found.overfull, found.missing) == (0, 7, 7)
+    tight = Problem(TRACE, small, TRACE.peak - held)
+    assert best(tight, [SWAP, REMAKE]).plan.policy == "remake"
+
+
 def test_a_plan_that_does_not_fit_its_trace_is_refused():
     with pytest.raises(PlanError, match="no tier 'tape'"):
         outcome(Problem(TRACE, MACHINE, 1), Plan((Swap(GAP, "tape", 2, 12),)))

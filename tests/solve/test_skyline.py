@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packings import GAP, lowest
-from penstock.solve.offsets import assign, check
+from penstock.solve.offsets import _lowest, assign, check
 from penstock.solve.skyline import Buffer, _luby, pack, parts
 
 BUFFERS = st.lists(
@@ -35,6 +35,31 @@ def test_it_packs_whatever_can_be_packed_and_calls_impossible_what_cannot(wanted
         assert height(wanted, found) <= capacity
     else:
         assert found == "impossible"
+
+
+@st.composite
+def like_the_gap(draw):
+    """GAP with one buffer changed a little, once or twice in time, and a few small ones."""
+    at, start, stop, nbytes = (
+        draw(st.integers(*one)) for one in ((0, 7), (-1, 1), (-1, 1), (-1, 1))
+    )
+    one = GAP[at]
+    changed = Buffer(max(0, one.start + start), one.stop + stop, max(1, one.nbytes + nbytes))
+    first = [*GAP[:at], changed, *GAP[at + 1 :]] if changed.start < changed.stop else GAP
+    again = [Buffer(b.start + 8, b.stop + 8, b.nbytes) for b in GAP] if draw(st.booleans()) else []
+    return draw(st.permutations([*first, *again, *draw(BUFFERS.map(lambda few: few[:3]))]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(like_the_gap())
+def test_what_it_calls_impossible_is_so_for_cp_sat_too(wanted):
+    start = assign(wanted)
+    found = pack(wanted, start.floor, seconds=60)
+    if found == "impossible":
+        assert _lowest(wanted, start, 1, 60, 1).height > start.floor
+    else:
+        assert check(wanted, found) == []
+        assert height(wanted, found) == start.floor
 
 
 def pieces(random, count, start, stop, low, high):

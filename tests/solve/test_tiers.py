@@ -8,9 +8,10 @@ from hypothesis import given
 from penstock.ir.machine import Device, Link, Machine, Tier
 from penstock.ir.plan import Plan, Swap
 from penstock.ir.policy import Problem
+from penstock.simulate.shelves import Shelves
 from penstock.solve.best import outcome
 from penstock.solve.farthest import farthest_first
-from penstock.solve.tiers import Shelves, spread
+from penstock.solve.tiers import spread
 from steps import chain
 from strategies import problems
 

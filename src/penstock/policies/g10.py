@@ -29,10 +29,10 @@ from penstock.ir.policy import Accounting, Counts, Need, Paper, Problem
 from penstock.ir.trace import Gap, OpIndex
 from penstock.simulate.least import MOVABLE_FROM
 from penstock.simulate.lower import lower
+from penstock.simulate.shelves import Shelves
 from penstock.solve.farthest import completed
 from penstock.solve.ledger import Ledger
 from penstock.solve.swaps import op_starts
-from penstock.solve.tiers import Shelves
 
 __all__ = ["G10", "Move", "estimate"]
 

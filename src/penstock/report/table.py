@@ -49,6 +49,8 @@ def forecast(trace: Trace, machine: Machine, budget: int, found: Outcome) -> Tab
             if found.schedule.worst is not None
             else mib(found.shortfall)
         )
+    if found.overfull:
+        rows["does not fit below"] = f"{mib(found.overfull)} more than the tiers hold"
     for name, value in rows.items():
         table.add_row(name, value)
     return table

@@ -9,6 +9,7 @@ from penstock.ir.schedule import Schedule
 from penstock.ir.timeline import Timeline
 from penstock.simulate.lower import lower
 from penstock.simulate.run import price
+from penstock.simulate.shelves import Shelves
 
 __all__ = ["Outcome", "best", "outcome"]
 
@@ -20,11 +21,17 @@ class Outcome(NamedTuple):
     schedule: Schedule
     timeline: Timeline
     shortfall: int  # bytes by which it misses the budget; 0 if it fits
+    overfull: int = 0  # bytes more than the tiers below can hold
+
+    @property
+    def missing(self) -> int:
+        """Bytes that are lacking on the device or below; 0 if the plan fits."""
+        return self.shortfall + self.overfull
 
     @property
     def rank(self) -> tuple[int, float, int]:
         """Smaller is better: what fits, then what is fast, then what moves little."""
-        return self.shortfall, self.timeline.seconds, sum(self.timeline.traffic.values())
+        return self.missing, self.timeline.seconds, sum(self.timeline.traffic.values())
 
 
 def outcome(problem: Problem, plan: Plan) -> Outcome:
@@ -32,7 +39,11 @@ def outcome(problem: Problem, plan: Plan) -> Outcome:
     check(problem.trace, plan, problem.machine)
     # The allocator's slack is in the budget, and no plan can move it.
     schedule = lower(problem.trace, plan, problem.budget - problem.trace.slack)
-    return Outcome(plan, schedule, price(schedule, problem.machine), schedule.shortfall)
+    shelves = Shelves(problem.trace, problem.machine, plan)
+    overfull = sum(
+        max(0, shelves.peak(tier.name) - tier.capacity) for tier in problem.machine.tiers
+    )
+    return Outcome(plan, schedule, price(schedule, problem.machine), schedule.shortfall, overfull)
 
 
 def best(problem: Problem, plans: Iterable[Plan]) -> Outcome:

@@ -4,56 +4,14 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-import numpy as np
-from numpy.typing import NDArray
-
-from penstock.ir.machine import Machine, Tier
-from penstock.ir.plan import Plan
+from penstock.ir.machine import Tier
 from penstock.ir.policy import Problem
-from penstock.ir.trace import Gap, Trace
+from penstock.ir.trace import Gap
+from penstock.simulate.shelves import Shelves
 from penstock.solve.ledger import Ledger
 from penstock.solve.swaps import op_starts
 
-__all__ = ["Shelves", "spread"]
-
-
-class Shelves:
-    """Bytes that lie in each tier while each op runs: those of `plan`'s swaps, and what is added.
-
-    A value counts from the op that opens its gap to the op that closes it, wherever its copies are.
-    """
-
-    def __init__(self, trace: Trace, machine: Machine, plan: Plan) -> None:
-        self._values, self._ops = trace.values, len(trace.ops)
-        self.held: dict[str, NDArray[np.int64]] = {
-            tier.name: np.zeros(self._ops, np.int64) for tier in machine.tiers
-        }
-        for swap in plan.swaps:
-            self.add(swap.gap, swap.tier)
-
-    def add(self, gap: Gap, tier: str, sign: int = 1) -> None:
-        nbytes = sign * self._values[gap.value].nbytes
-        for first, last in self._stretches(gap):
-            self.held[tier][first:last] += nbytes
-
-    def peak(self, tier: str) -> int:
-        """Bytes: the most that lie in `tier` at once."""
-        return int(self.held[tier].max(initial=0))
-
-    def is_over(self, tier: Tier, gap: Gap) -> bool:
-        """Does `tier` hold more than it can anywhere while the gap's value lies idle?"""
-        return any(
-            bool((self.held[tier.name][first:last] > tier.capacity).any())
-            for first, last in self._stretches(gap)
-        )
-
-    def _stretches(self, gap: Gap) -> list[tuple[int, int]]:
-        if gap.wraps:
-            assert gap.stop is not None
-            return [(gap.start + 1, self._ops), (0, gap.stop)]
-        freed = self._values[gap.value].freed
-        end = gap.stop if gap.stop is not None else self._ops if freed is None else freed + 1
-        return [(gap.start + 1, end)]
+__all__ = ["spread"]
 
 
 def spread(problem: Problem, gaps: Iterable[Gap]) -> list[tuple[Tier, list[Gap]]]:
