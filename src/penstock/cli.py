@@ -307,8 +307,8 @@ def compare(
         float | None,
         typer.Option(
             min=0.1,
-            help="Seconds after which a policy's planning, or a run, is given up; default: 120 for "
-            "planning.",
+            help="Seconds after which a policy's planning, or a run, is given up; default: 120, or "
+            "600 for a run.",
         ),
     ] = None,
     execute: Annotated[
@@ -344,7 +344,7 @@ def compare(
         with _bar() as bar:
             task = bar.add_task("running", total=len(steps) * len(budgets) * len(names))
             told = partial(_one_more, bar, task)
-            found = executed(steps, budgets, names, results=output, limit=limit, told=told)
+            found = executed(steps, budgets, names, results=output, limit=limit or 600.0, told=told)
         _show_comparison(found, len(steps), len(steps) * len(budgets))
         return
     machines: list[str | None] = [*dict.fromkeys(machine)] if machine else [None]
@@ -360,7 +360,7 @@ def compare(
             names,
             results=output,
             processes=processes,
-            limit=120.0 if limit is None else limit,
+            limit=limit or 120.0,
             told=partial(_one_more, bar, task),
         )
     _show_comparison(found, len(cases), len(cases) * len(budgets))
