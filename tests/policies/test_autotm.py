@@ -265,3 +265,15 @@ def test_decisions_are_placements_or_swaps_only():
     problem = Problem(STEPS["stateful"], OPTANE, STEPS["stateful"].peak // 3)
     for decision in exact()(problem).decisions:
         assert isinstance(decision, Place | Swap)
+
+
+@settings(max_examples=40)
+@given(traces(max_layers=4), st.sampled_from([0.3, 0.6, 0.8]))
+def test_a_step_is_never_slower_than_the_programme_says(trace, share):
+    """It lets moves between ops be waited for; a step waits for them only where it must."""
+    smooth = OPTANE.with_tiers(replace(OPTANE.tiers[0], drag=0.0))
+    problem = Problem(trace, smooth, int(share * trace.peak))
+    said = {variant: seconds(problem, variant) for variant in ("static", "synchronous")}
+    run = {variant: outcome(problem, exact(variant)(problem)).timeline.seconds for variant in said}
+    assert run["static"] == pytest.approx(said["static"], rel=1e-9)
+    assert run["synchronous"] <= said["synchronous"] * (1 + 1e-9)
