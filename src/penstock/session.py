@@ -105,6 +105,7 @@ class Session:
         self._base_at_first_tensor = base_at_first_tensor
         self._optimizers: list[int] = []  # ids, in the order in which they were first seen
         self.measured: Timeline | None = None  # of the last charted step
+        self.charted: Outcome | None = None  # the plan that it followed
         self.samples: list[tuple[float, int]] = []  # of the same: seconds, bytes held
         self._recording = True
         self._recorded: Trace | None = None
@@ -263,6 +264,7 @@ class Session:
         self._course = course
         if log is not None:
             self.measured, self.samples = log.chart(report.seconds, happened.stalls), log.samples
+            self.charted = course.outcome
             if course.is_young:
                 self._planner.learn(
                     course, log, self.measured, report.peak, happened.lacked, budget

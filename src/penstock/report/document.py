@@ -21,7 +21,7 @@ from penstock.simulate.holders import stays
 from penstock.simulate.least import least_budget
 from penstock.solve.best import Outcome
 
-__all__ = ["Json", "document", "planned", "run", "runs_of"]
+__all__ = ["Json", "document", "planned", "run", "runs_of", "told_of"]
 
 Json: TypeAlias = dict[str, Any]
 
@@ -37,14 +37,14 @@ _PHASES = 100
 
 def document(session: Session) -> Json:
     """A session's report. `predicted` and `measured` are None for what has not happened."""
-    trace, found = session.trace, session.outcome
+    found = told_of(session)
     body = {
         **session.summary(),
         "tiers": [{"name": tier.name, "budget": tier.capacity} for tier in session.machine.tiers],
         "predicted": None,
         "measured": None,
     }
-    if trace is None or found is None:
+    if found is None:
         return body
     body |= _runs(found, runs_of(session))
     if body["measured"] is not None:
@@ -73,11 +73,25 @@ def planned(problem: Problem, found: Outcome, measured: Timeline | None = None) 
     }
 
 
+def told_of(session: Session) -> Outcome | None:
+    """The plan that a session's report tells of: the last, or the last one that was measured.
+
+    After the last measured step another plan may have been made, which nothing has followed yet.
+    """
+    found, measured, charted = session.outcome, session.measured, session.charted
+    if found is None or measured is None or charted is None:
+        return found
+    is_same_step = _is_of(measured, found.schedule.trace)
+    return charted if is_same_step and not _follows(measured, found.schedule) else found
+
+
 def runs_of(session: Session) -> dict[str, Timeline]:
-    """Both runs of a session's last plan, as far as they have happened."""
-    trace, found, measured = session.trace, session.outcome, session.measured
-    runs = {} if trace is None or found is None else {"predicted": found.timeline}
-    if trace is not None and measured is not None and _is_of(measured, trace):
+    """Both runs of that plan, as far as they have happened."""
+    found, measured = told_of(session), session.measured
+    if found is None:
+        return {}
+    runs = {"predicted": found.timeline}
+    if measured is not None and _is_of(measured, found.schedule.trace):
         runs["measured"] = measured
     return runs
 

@@ -16,7 +16,7 @@ from penstock.ir import store
 from penstock.ir.policy import Problem
 from penstock.report.chrome import chrome_trace
 from penstock.report.curves import brief
-from penstock.report.document import Json, document, planned, run, runs_of
+from penstock.report.document import Json, document, planned, run, runs_of, told_of
 from penstock.report.explain import explain
 from penstock.report.figures import curve_image, image, require_matplotlib
 from penstock.session import Session
@@ -73,9 +73,9 @@ def leaving(paths: Sequence[Path], label: str = "") -> Callable[[Session], None]
 def _body(session: Session, label: str) -> Json:
     """A session's report, with what there is to say of its plan in words."""
     body = {**document(session), "label": label}
-    if session.trace is not None and session.outcome is not None:
-        problem = Problem(session.trace, session.machine, body["budget"])
-        body["words"] = _words(problem, session.outcome)
+    if (found := told_of(session)) is not None:
+        problem = Problem(found.schedule.trace, session.machine, body["budget"])
+        body["words"] = _words(problem, found)
     return body
 
 
