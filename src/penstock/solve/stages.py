@@ -85,11 +85,29 @@ class Graph:
             found[data.producer].append(position)
         return tuple(map(tuple, found))
 
+    @cached_property
+    def open_at(self) -> tuple[frozenset[int], ...]:
+        """For each stage, and one more, the data whose presence is to be decided."""
+        return self._at([one.open for one in self.data])
+
+    @cached_property
+    def held_at(self) -> tuple[frozenset[int], ...]:
+        """For each stage, and one more, the data that is there whatever is decided."""
+        return self._at([one.held for one in self.data])
+
+    def _at(self, stretches: Sequence[Sequence[range]]) -> tuple[frozenset[int], ...]:
+        found: list[set[int]] = [set() for _ in range(len(self.nodes) + 1)]
+        for data, each in enumerate(stretches):
+            for stretch in each:
+                for stage in stretch:
+                    found[stage].add(data)
+        return tuple(map(frozenset, found))
+
     def is_open(self, stage: int, data: int) -> bool:
-        return any(stage in stretch for stretch in self.data[data].open)
+        return data in self.open_at[stage]
 
     def is_held(self, stage: int, data: int) -> bool:
-        return any(stage in stretch for stretch in self.data[data].held)
+        return data in self.held_at[stage]
 
     def may_run_again(self, stage: int) -> list[int]:
         return [k for k in range(stage) if stage in self.nodes[k].again]
@@ -262,11 +280,9 @@ def _forced(graph: Graph, kept: set[Pair]) -> set[Pair] | None:
     for stage in range(len(graph.nodes)):
         # What is there from the next stage on, and was not before, is made now.
         wanted = {
-            data.producer
-            for v, data in enumerate(graph.data)
-            if data.producer < stage
-            and (there(stage + 1, v) and not there(stage, v))
-            and graph.is_open(stage, v)
+            graph.data[v].producer
+            for v in graph.open_at[stage]
+            if (stage, v) not in kept and there(stage + 1, v)
         }
         for k in range(stage, -1, -1):
             if k != stage and k not in wanted:
