@@ -10,7 +10,7 @@ from penstock.ir.policy import Problem
 from penstock.solve.best import outcome
 from penstock.solve.remakes import possible
 
-__all__ = ["Answer", "settled"]
+__all__ = ["Answer", "settled", "together"]
 
 
 Answer: TypeAlias = tuple[Sequence[Decision], int]
