@@ -22,6 +22,7 @@ from penstock.simulate.allocators import (
     allocations,
     cpu,
     cuda,
+    least_reserved,
 )
 from penstock.simulate.allocators.caching import Caching
 from strategies import traces
@@ -175,6 +176,14 @@ def test_at_the_limit_all_free_segments_are_given_back_and_the_request_is_tried_
     assert (replay.retries, replay.failed) == (1, None)
 
 
+def test_the_least_that_must_be_reserved_counts_no_segment_that_can_be_given_back():
+    whole = [*mallocs(30 * MIB), Free(0), Malloc(1, 40 * MIB)]
+    assert cuda(whole).reserved_peak == 70 * MIB
+    assert least_reserved(whole) == 40 * MIB
+    in_use = [*mallocs(2 * MIB, 18 * MIB), Free(1), Malloc(2, 40 * MIB)]
+    assert least_reserved(in_use) == 60 * MIB
+
+
 def test_a_segment_of_which_a_part_is_used_is_not_given_back():
     settings = CudaSettings(limit=40 * MIB)
     requests = [*mallocs(2 * MIB, 18 * MIB, 16 * MIB), Free(1), Free(2), Malloc(3, 22 * MIB)]
@@ -284,6 +293,15 @@ def test_reserved_is_never_below_allocated_nor_that_below_live(requests, setting
     if settings.limit is None:
         assert replay.failed is None
         assert (np.diff(replay.reserved) >= 0).all()  # nothing is given back without need
+
+
+@given(sequences())
+def test_the_least_that_must_be_reserved_is_enough(requests):
+    least = least_reserved(requests)
+    found = cuda(requests, CudaSettings(limit=least))
+    assert found.failed is None
+    assert found.allocated_peak <= found.reserved_peak <= least
+    assert least <= cuda(requests).reserved_peak
 
 
 @given(sequences(), SETTINGS)

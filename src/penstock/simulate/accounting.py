@@ -14,7 +14,9 @@ def counted(problem: Problem, counts: Counts) -> Problem:
     """
     trace, budget = problem.trace, problem.budget
     if not counts.state:
-        budget += sum(trace.values[v].nbytes for v in trace.initial if trace.values[v].kind.is_state)
+        budget += sum(
+            trace.values[v].nbytes for v in trace.initial if trace.values[v].kind.is_state
+        )
     if not counts.workspace:
         trace = replace(trace, ops=tuple(replace(op, workspace=0) for op in trace.ops))
     if not counts.slack:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from penstock.ir.machine import Device, Machine, Rate
 from penstock.ir.trace import Op, Trace
-from penstock.simulate.allocators import allocations, cpu, cuda
+from penstock.simulate.allocators import allocations, cpu, least_reserved
 
 __all__ = [
     "Sample",
@@ -61,7 +61,7 @@ _LAUNCH = 4e-6
 def priced(trace: Trace, machine: Machine) -> Trace:
     """The trace with the times that its ops would take on `machine`, and their workspaces.
 
-    Its slack is what the device's allocator holds beyond them at the peak of the plain step, and what
+    Its slack is what the device's allocator must hold beyond them at the peak of the plain step, and what
     the process takes beside its tensors. What was measured stays: only a trace without any time is priced.
     """
     if trace.seconds:
@@ -79,8 +79,8 @@ def priced(trace: Trace, machine: Machine) -> Trace:
             )
         )
     found = replace(trace, ops=tuple(ops))
-    allocator = cuda if trace.device == "cuda" else cpu
-    held = allocator(allocations(found)).reserved_peak
+    requests = allocations(found)
+    held = least_reserved(requests) if trace.device == "cuda" else cpu(requests).reserved_peak
     return replace(found, slack=max(0, held - found.peak) + machine.device.overhead)
 
 

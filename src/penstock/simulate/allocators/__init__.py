@@ -4,7 +4,7 @@ The tensors of a step are one number of bytes, what the allocator has reserved f
 sizes are rounded, blocks are cut from larger segments, and what is free may fit no request.
 """
 
-from penstock.simulate.allocators.caching import CudaSettings, cuda
+from penstock.simulate.allocators.caching import CudaSettings, cuda, least_reserved
 from penstock.simulate.allocators.glibc import cpu
 from penstock.simulate.allocators.requests import (
     Free,
@@ -25,4 +25,5 @@ __all__ = [
     "allocations",
     "cpu",
     "cuda",
+    "least_reserved",
 ]

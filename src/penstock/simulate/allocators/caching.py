@@ -8,13 +8,13 @@ which the lowest is taken; here each new segment stands above all before, or whe
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from penstock.errors import UsageError
 from penstock.simulate.allocators.requests import Replay, Request, replay, up
 
-__all__ = ["CudaSettings", "cuda"]
+__all__ = ["CudaSettings", "cuda", "least_reserved"]
 
 _MIB = 2**20
 # c10/core/AllocatorConfig.h
@@ -73,6 +73,25 @@ def cuda(
     """
     allocator = Caching(settings or CudaSettings(), addresses)
     return replay(requests, allocator)
+
+
+def least_reserved(requests: Iterable[Request], settings: CudaSettings | None = None) -> int:
+    """The least that CUDA's caching allocator must be allowed to reserve to serve `requests`.
+
+    Where nothing limits it, it keeps what is free; under a limit it gives that back before it fails,
+    and only what is free inside segments in use is lost. Found to within 1 %.
+    """
+    asked, plain = tuple(requests), settings or CudaSettings()
+    free = cuda(asked, replace(plain, limit=None))
+    most, least = free.reserved_peak, free.allocated_peak
+    while most - least > max(_ROUND_LARGE, most // 100):
+        middle = (most + least) // 2
+        found = cuda(asked, replace(plain, limit=middle))
+        if found.failed is None:
+            most = found.reserved_peak
+        else:
+            least = middle
+    return most
 
 
 class _Block:
