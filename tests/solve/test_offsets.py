@@ -170,6 +170,15 @@ def test_a_wrong_packing_is_told():
     ]
 
 
+def test_the_lowest_packing_is_found_beside_highs():
+    """Both solvers bring a library called HiGHS: in one process the second cannot be loaded."""
+    pytest.importorskip("highspy")
+    twice = [*GAP, *(Buffer(b.start + 20, b.stop + 20, 2 * b.nbytes) for b in GAP)]
+    packing = exact(twice)
+    assert packing.proved
+    assert packing.height == 12
+
+
 def test_without_ortools_the_error_says_what_to_install(monkeypatch):
     for name in ("ortools", "ortools.sat", "ortools.sat.python"):
         monkeypatch.setitem(sys.modules, name, None)

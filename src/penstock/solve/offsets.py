@@ -6,7 +6,11 @@ compiler for devices without an allocator. The problem is dynamic storage alloca
 a height, and asks CP-SAT for the lowest packing where that search does not tell.
 """
 
+import importlib.util
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +19,7 @@ from numpy.typing import NDArray
 
 from penstock.errors import InternalError, NeedError, UsageError
 from penstock.ir.trace import Trace
+from penstock.solve import lowest
 from penstock.solve.skyline import Buffer, pack
 
 __all__ = ["Buffer", "Packing", "assign", "best_fit", "buffers", "check", "exact"]
@@ -143,42 +148,35 @@ def _lowest(
     wanted: Sequence[Buffer], start: Packing, unit: int, seconds: float, workers: int
 ) -> Packing:
     """What CP-SAT makes of `start` in `seconds`."""
-    try:
-        from ortools.sat.python import cp_model
-    except ImportError:
+    if importlib.util.find_spec("ortools") is None:
         raise NeedError(
             "exact offsets need OR-tools: pip install 'penstock[solvers]', or use assign"
-        ) from None
-
-    sizes = [buffer.nbytes // unit for buffer in wanted]
-    highest, floor = start.height // unit, start.floor
-    model = cp_model.CpModel()
-    height = model.new_int_var(floor // unit, highest, "height")
-    spots, times, spaces = [], [], []
-    for i, (buffer, size) in enumerate(zip(wanted, sizes, strict=True)):
-        spot = model.new_int_var(0, highest - size, f"offset {i}")
-        model.add_hint(spot, start.offsets[i] // unit)
-        model.add(spot + size <= height)
-        spots.append(spot)
-        if size:
-            times.append(
-                model.new_fixed_size_interval_var(
-                    buffer.start, buffer.stop - buffer.start, f"time {i}"
-                )
-            )
-            spaces.append(model.new_fixed_size_interval_var(spot, size, f"space {i}"))
-    model.add_no_overlap_2d(times, spaces)
-    model.add_cumulative(times, [size for size in sizes if size], height)  # implied, and prunes
-    model.minimize(height)
-    solver = cp_model.CpSolver()
-    solver.parameters.max_time_in_seconds = seconds
-    solver.parameters.num_workers = workers
-    match solver.solve(model):
-        case cp_model.OPTIMAL | cp_model.FEASIBLE:
-            offsets = tuple(solver.value(spot) * unit for spot in spots)
-            floor = max(floor, math.ceil(solver.best_objective_bound - 1e-6) * unit)
+        )
+    question = {
+        "boxes": [(one.start, one.stop, one.nbytes // unit) for one in wanted],
+        "hint": [offset // unit for offset in start.offsets],
+        "floor": start.floor // unit,
+        "highest": start.height // unit,
+        "seconds": seconds,
+        "workers": workers,
+    }
+    asked = subprocess.run(
+        [sys.executable, lowest.__file__],
+        input=json.dumps(question),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if asked.returncode:
+        last = (asked.stderr.strip().splitlines() or ["no message"])[-1]
+        raise InternalError(f"CP-SAT failed on {len(wanted)} buffers: {last}")
+    answer = json.loads(asked.stdout)
+    match answer["status"]:
+        case "found":
+            offsets = tuple(spot * unit for spot in answer["offsets"])
+            floor = max(start.floor, math.ceil(answer["bound"] - 1e-6) * unit)
             return Packing(offsets, _height(wanted, offsets), floor)
-        case cp_model.UNKNOWN:
+        case "unknown":
             return start  # nothing was found in time
         case other:
             raise InternalError(f"CP-SAT refuses the model of {len(wanted)} buffers: {other}")
