@@ -3,7 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: test demo test-gpu bench bench-prediction reproduce clean
+# They need a GPU, and an hour; and inputs that nobody here wrote (--data, or PENSTOCK_DATA).
+ALONE := benchmarks/gpu.py benchmarks/reproduce.py
+EXAMS := benchmarks/chains.py benchmarks/g10.py benchmarks/harmony.py benchmarks/offsets.py
+
+.PHONY: test demo test-gpu bench bench-prediction exams reproduce clean
 
 # The tests' tensors are small: two workers with one thread each are faster than one with two.
 test: $(READY)
@@ -19,9 +23,12 @@ test-gpu: $(READY)
 	$(BIN)/python benchmarks/gpu.py
 
 bench: $(READY)
-	set -e; for each in $(filter-out benchmarks/gpu.py benchmarks/reproduce.py,$(wildcard benchmarks/[!_]*.py)); do \
+	set -e; for each in $(filter-out $(ALONE) $(EXAMS),$(wildcard benchmarks/[!_]*.py)); do \
 		echo "== $$each"; $(BIN)/python $$each; \
 	done
+
+exams: $(READY)
+	set -e; for each in $(EXAMS); do echo "== $$each"; $(BIN)/python $$each; done
 
 bench-prediction: $(READY)
 	$(BIN)/python benchmarks/prediction.py
