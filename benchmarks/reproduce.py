@@ -221,7 +221,7 @@ def main() -> None:
         for done in bar.track(as_completed(jobs), total=len(jobs), description="asking"):
             kept[_key(jobs[done])] = {"ours": done.result(), "commit": commit}
             RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
-            PAGE.write_text(page(claims, kept))
+    PAGE.write_text(page(claims, kept))
     console.print(f"{len(kept)} of {len(claims)} claims in {PAGE.relative_to(ROOT)}")
 
 
