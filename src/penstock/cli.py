@@ -281,7 +281,12 @@ def compare(
         typer.Option("--budget", "-b", help="One or more: bytes, or shares such as 60%."),
     ],
     policy: Annotated[
-        list[str] | None, typer.Option("--policy", "-p", help="Which policies; default: all.")
+        list[str] | None,
+        typer.Option(
+            "--policy",
+            "-p",
+            help="Which policies, or `all`; default: all but those that solve or search for long.",
+        ),
     ] = None,
     machine: Annotated[
         list[str] | None,
@@ -330,7 +335,8 @@ def compare(
 
     if output is not None and not output.parent.is_dir():
         raise UsageError(f"cannot write {output}: {output.parent} is not a directory")
-    names = list(dict.fromkeys(policy or policies.names()))
+    asked = policies.names() if policy == ["all"] else policy or policies.quick()
+    names = list(dict.fromkeys(asked))
     for name in names:
         policies.configured(name)
     steps, budgets = list(dict.fromkeys(trace)), list(dict.fromkeys(budget))
@@ -392,7 +398,8 @@ def curve(
     ] = None,
 ) -> None:
     """The step time for each budget and policy, from the least budget to the plain step's."""
-    from penstock.report.curves import curve_of, quick
+    from penstock import policies
+    from penstock.report.curves import curve_of
     from penstock.report.files import PAGES, check, save_curve
     from penstock.report.table import curves
     from penstock.source import step_and_machine
@@ -400,7 +407,7 @@ def curve(
     if output is not None:
         check(output, PAGES)
     step, described = step_and_machine(trace, machine)
-    found = _curve(step, described, policy or quick(), points, processes, limit)
+    found = _curve(step, described, policy or [*policies.quick()], points, processes, limit)
     _out.print(curves(found, step.seconds))
     if output is not None:
         save_curve(output, curve_of(found, step.seconds))
@@ -437,7 +444,8 @@ def report(
     limit: LimitOption = None,
 ) -> None:
     """Draw a step: what fills the memory, what each lane does, and what each budget would cost."""
-    from penstock.report.curves import curve_of, quick
+    from penstock import policies
+    from penstock.report.curves import curve_of
     from penstock.report.files import PAGES, check, read_report, save_report, told
     from penstock.source import step_and_machine
 
@@ -455,7 +463,9 @@ def report(
     bodies = [told(problem, _solve(problem, policy)) for problem in problems]
     drawn = None
     if curve:
-        drawn = curve_of(_curve(step, described, quick(), points, processes, limit), step.seconds)
+        drawn = curve_of(
+            _curve(step, described, [*policies.quick()], points, processes, limit), step.seconds
+        )
     save_report(output, bodies, drawn)
 
 

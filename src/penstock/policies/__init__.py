@@ -18,7 +18,7 @@ from penstock.ir.policy import Accounted, Need, Policy, Problem
 from penstock.simulate.accounting import counted
 from penstock.solve.best import Outcome, outcome
 
-__all__ = ["ask", "configured", "load", "names", "require"]
+__all__ = ["ask", "configured", "load", "names", "quick", "require"]
 
 _GROUP = "penstock.policies"
 
@@ -27,6 +27,15 @@ def names() -> tuple[str, ...]:
     """Every policy that can be loaded, by name."""
     own = {info.name.replace("_", "-") for info in pkgutil.iter_modules(__path__)}
     return tuple(sorted(own | {point.name for point in entry_points(group=_GROUP)}))
+
+
+def quick() -> tuple[str, ...]:
+    """Those that need no time limit: the others are solvers, or searches, and slow."""
+    return tuple(
+        name
+        for name in names()
+        if "time_limit" not in {field.name for field in fields(load(name))}  # type: ignore[arg-type]
+    )
 
 
 def load(name: str) -> type[Policy]:

@@ -5,17 +5,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
-from penstock import policies
 from penstock.ir.machine import Machine
 from penstock.ir.store import save
 from penstock.ir.trace import Trace
 from penstock.report.document import Json
 from penstock.search import Point, by_policy, front
 
-__all__ = ["brief", "curve_of", "quick"]
+__all__ = ["brief", "curve_of"]
 
 _POINTS, _SECONDS = 6, 6.0
 """Budgets, and time to plan for them, at the end of a training run."""
@@ -49,15 +47,6 @@ def _missing(found: Sequence[Point]) -> str:
         point.problem or "its plans do not fit" for point in found if not point.fits
     )
     return "; ".join(reasons)
-
-
-def quick() -> list[str]:
-    """The policies that need no time limit: those that have one are exact, and slow."""
-    return [
-        name
-        for name in policies.names()
-        if "time_limit" not in {field.name for field in fields(policies.load(name))}  # type: ignore[arg-type]
-    ]
 
 
 def brief(trace: Trace, machine: Machine) -> Json | None:
