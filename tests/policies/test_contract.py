@@ -21,7 +21,7 @@ from steps import STEPS
 from strategies import plans, problems
 
 NAMES = policies.names()
-ASKED = policies.load("auto")().among.split()
+ASKED = policies.load("auto")().asked()
 GIB = 2.0**30
 MACHINES = {
     speed: Machine(Device("cpu", 2**40), (Tier("disk", 2**40, Link(rate), Link(rate), drag),))
@@ -149,6 +149,15 @@ def test_auto_fits_wherever_a_policy_does_that_it_asks(step):
             outcome(problem, policies.load(name)()(problem)).rank for name in ("auto", *ASKED)
         )
         assert auto <= min(ranks)
+
+
+def test_auto_may_be_told_whom_to_ask():
+    problem = Problem(STEPS["chain"], MACHINES["slow"], int(0.7 * STEPS["chain"].peak))
+    wide = policies.ask(policies.configured("auto:among=all"), problem)
+    assert "auto" not in policies.load("auto")("all").asked()
+    assert wide.rank <= policies.ask(policies.configured("auto"), problem).rank
+    only = policies.ask(policies.configured("auto:among=keep"), problem)
+    assert only.plan == Plan(policy="keep")
 
 
 def test_what_is_given_may_already_do():

@@ -14,7 +14,7 @@ from typing import ClassVar
 from penstock.errors import NeedError, PlanError
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Need, Policy, Problem
-from penstock.policies import ask, configured
+from penstock.policies import ask, configured, quick
 from penstock.solve.best import Outcome
 
 __all__ = ["Auto"]
@@ -24,10 +24,9 @@ __all__ = ["Auto"]
 class Auto:
     """The best plan by simulation: one that fits, then the fastest."""
 
-    among: str = (  # the policies to ask, by name: those that plan thousands of ops in a second
-        "belady capuchin chen dtr echo flashneuron g10 keep layer-centric meng modnn swap-all "
-        "tflms tmof vdnnpp"
-    )
+    # The policies to ask, by name; `all`: every one that needs no time limit. Few by default: a step
+    # is planned again while it runs, as long as its times are being learnt.
+    among: str = "belady capuchin chen keep swap-all"
 
     paper: ClassVar[None] = None
     needs: ClassVar[frozenset[Need]] = frozenset()
@@ -35,8 +34,13 @@ class Auto:
     def __call__(self, problem: Problem) -> Plan:
         return min(self.answers(problem), key=lambda found: found.rank).plan
 
+    def asked(self) -> list[str]:
+        if self.among != "all":
+            return self.among.split()
+        return [name for name in quick() if name != "auto"]
+
     def answers(self, problem: Problem) -> Iterator[Outcome]:
-        for name in self.among.split():
+        for name in self.asked():
             found = _answer(configured(name), problem)
             if found is not None and found.shortfall and found.plan.decisions:
                 yield found
