@@ -18,7 +18,7 @@ from penstock.ir.policy import Accounted, Need, Policy, Problem
 from penstock.simulate.accounting import counted
 from penstock.solve.best import Outcome, outcome
 
-__all__ = ["ask", "configured", "load", "names", "quick", "require"]
+__all__ = ["ask", "configured", "load", "names", "quick", "require", "words_of"]
 
 _GROUP = "penstock.policies"
 
@@ -98,6 +98,12 @@ def require(policy: Policy, problem: Problem) -> None:
         raise NeedError(f"policy {type(policy).__name__} needs {' and '.join(missing)}")
 
 
+def words_of(kind: Any) -> tuple[str, ...]:
+    """The words between which an option of type `kind` is a choice; none if it is no such choice."""
+    choices = get_args(kind)
+    return choices if all(isinstance(choice, str) for choice in choices) else ()
+
+
 def _name(policy: Policy) -> str:
     """`SwapAll` is called swap-all."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", type(policy).__name__).lower()
@@ -107,7 +113,7 @@ def _read(text: str, kind: Any, what: str) -> Any:
     """One option's value as its field's type says."""
     choices = get_args(kind)
     try:
-        if choices and all(isinstance(choice, str) for choice in choices):
+        if words_of(kind):
             if text not in choices:
                 raise ValueError
             return text

@@ -24,9 +24,8 @@ __all__ = ["Auto"]
 class Auto:
     """The best plan by simulation: one that fits, then the fastest."""
 
-    # The policies to ask, by name; `all`: every one that needs no time limit. Few by default: a step
-    # is planned again while it runs, as long as its times are being learnt.
-    among: str = "belady capuchin chen keep swap-all"
+    # Few: a step is planned again while it runs, as long as its times are being learnt.
+    among: str = "belady capuchin chen keep swap-all"  # whom to ask; `all`: who needs no time limit
 
     paper: ClassVar[None] = None
     needs: ClassVar[frozenset[Need]] = frozenset()

@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
-from typing import Any, get_args
+from typing import Any
 
 from penstock import policies
 from penstock.ir.policy import Accounted, Counts, Paper, Policy
@@ -52,11 +52,8 @@ def _counted(counts: Counts) -> str:
 
 
 def _option(option: Field[Any], meaning: str) -> str:
-    choices = get_args(option.type)
-    if choices and all(isinstance(choice, str) for choice in choices):
-        kind = "|".join(choices)
-    else:
-        kind = getattr(option.type, "__name__", str(option.type))
+    words = policies.words_of(option.type)
+    kind = "|".join(words) or getattr(option.type, "__name__", str(option.type))
     default = "" if option.default is MISSING else f", default {option.default}"
     return f"  {option.name}  ({kind}{default}){f'  {meaning}' if meaning else ''}"
 

@@ -1,5 +1,6 @@
 """Which of several plans is best, by simulation."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -39,11 +40,20 @@ def outcome(problem: Problem, plan: Plan) -> Outcome:
     check(problem.trace, plan, problem.machine)
     # The allocator's slack is in the budget, and no plan can move it.
     schedule = lower(problem.trace, plan, problem.budget - problem.trace.slack)
-    shelves = Shelves(problem.trace, problem.machine, plan)
-    overfull = sum(
-        max(0, shelves.peak(tier.name) - tier.capacity) for tier in problem.machine.tiers
-    )
-    return Outcome(plan, schedule, price(schedule, problem.machine), schedule.shortfall, overfull)
+    timeline = price(schedule, problem.machine)
+    return Outcome(plan, schedule, timeline, schedule.shortfall, _overfull(problem, plan))
+
+
+def _overfull(problem: Problem, plan: Plan) -> int:
+    """Bytes that the tiers lack where most lie in each."""
+    trace, machine = problem.trace, problem.machine
+    sent = Counter[str]()
+    for swap in plan.swaps:
+        sent[swap.tier] += trace.values[swap.gap.value].nbytes
+    if all(sent[tier.name] <= tier.capacity for tier in machine.tiers):
+        return 0  # even if all of it lay there at once: searches ask thousands of times
+    shelves = Shelves(trace, machine, plan)
+    return sum(max(0, shelves.peak(tier.name) - tier.capacity) for tier in machine.tiers)
 
 
 def best(problem: Problem, plans: Iterable[Plan]) -> Outcome:
