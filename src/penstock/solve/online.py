@@ -160,8 +160,7 @@ class _Walk:
         self.size = trace.columns.nbytes.tolist()
         self.nbytes = trace.columns.nbytes
         self.away = _Away(trace)
-        made = (value.producer for value in trace.values)
-        self.made = np.array([-1 if op is None else op for op in made], np.int64)
+        self.made = trace.producers
         self.resident = [value.producer is None for value in trace.values]
         self.gap: dict[ValueId, Gap] = {}  # the gap in which a value is idle, if it may leave
         self.locks = [0] * count
