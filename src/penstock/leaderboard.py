@@ -29,7 +29,7 @@ from penstock.ir.trace import Trace
 from penstock.sizes import Share
 from penstock.solve.best import outcome
 
-__all__ = ["Case", "Entry", "Standing", "add", "compare", "kept", "standings"]
+__all__ = ["Case", "Entry", "Standing", "add", "compare", "kept", "settled", "standings"]
 
 
 class Case(NamedTuple):
@@ -89,12 +89,8 @@ def compare(
     """
     for name in names:
         policies.configured(name)
-    known = {} if results is None else kept(results)
+    known = settled(results, limit)
     asked = list(_entries(cases, budgets, names))
-    for _, entry in asked:
-        before = known.get(entry.key)
-        if before is not None and before.limit and (limit is None or limit > before.limit):
-            del known[entry.key]
     # A point that is asked for twice, as by a share and its bytes, is found once.
     jobs = {e.key: _Job(case, e) for case, e in asked if e.key not in known}
     for _, entry in asked:
@@ -153,6 +149,16 @@ def kept(path: Path) -> dict[str, Entry]:
             raise UsageError(_no_result(f"{path}, line {len(lines) + 1}"))
         os.truncate(path, len(content) - len(rest))
     return {entry.key: entry for entry in entries}
+
+
+def settled(results: Path | None, limit: float | None) -> dict[str, Entry]:
+    """The points in `results` that need not be found again: none that `limit` gives more time."""
+    known = {} if results is None else kept(results)
+    return {
+        key: entry
+        for key, entry in known.items()
+        if not entry.limit or (limit is not None and limit <= entry.limit)
+    }
 
 
 def _entry(where: str, line: bytes) -> Entry:

@@ -22,7 +22,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from penstock import policies
 from penstock.dispatch.resident import TightAllocator
 from penstock.errors import PenstockError, UsageError
-from penstock.leaderboard import Entry, add, kept
+from penstock.leaderboard import Entry, add, settled
 from penstock.planner import CHARTED
 from penstock.session import Session, device_of, settle
 from penstock.zoo.architectures import parse
@@ -55,7 +55,7 @@ def execute(
         policies.configured(name)
     for step in steps:
         parse(step)
-    known = {} if results is None else kept(results)
+    known = settled(results, limit)
     found = []
     for step in steps:
         plain: _Answer | None = None
@@ -63,7 +63,7 @@ def execute(
             for name in names:
                 key = sha256(f"run\n{step}\n{budget}\n{name}".encode()).hexdigest()[:32]
                 entry = known.get(key)
-                if entry is None or (entry.limit and (limit is None or limit > entry.limit)):
+                if entry is None:
                     plain = plain or _apart(_Run(step), limit)
                     ran = (
                         plain if isinstance(plain, str) else _apart(_Run(step, budget, name), limit)
