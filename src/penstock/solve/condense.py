@@ -25,7 +25,7 @@ from penstock.ir.machine import Tier
 from penstock.ir.plan import Decision, Recompute, Residency, Swap
 from penstock.ir.policy import Problem
 from penstock.ir.trace import Gap, Kind, Op, OpIndex, Phase, Trace, ValueId
-from penstock.simulate.lower import lower
+from penstock.solve.pressure import bytes_held
 from penstock.solve.remakes import alone
 from penstock.solve.stages import Data, Graph, Node, Staged
 
@@ -368,12 +368,11 @@ def others_than(problem: Problem, away: Iterable[tuple[ValueId, int, int]]) -> N
     Each of those is a value, the first op for which it does not count, and the one for which it does
     again. What is given counts as done.
     """
-    trace, given = problem.trace, problem.given
-    held = np.array(lower(trace, given).need if given.decisions else trace.live, np.int64)
+    trace = problem.trace
     change = np.zeros(len(trace.ops) + 1, np.int64)
     for value, begin, end in away:
         freed = trace.values[value].freed
         change[begin] += trace.values[value].nbytes
         change[end if freed is None else min(end, freed + 1)] -= trace.values[value].nbytes
-    rest: NDArray[np.int64] = held - np.cumsum(change)[:-1]
+    rest: NDArray[np.int64] = bytes_held(problem) - np.cumsum(change)[:-1]
     return rest

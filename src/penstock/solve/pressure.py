@@ -7,18 +7,17 @@ from penstock.ir.policy import Problem
 from penstock.ir.trace import Gap
 from penstock.simulate.lower import lower
 
-__all__ = ["Pressure"]
+__all__ = ["Pressure", "bytes_held"]
 
 
 class Pressure:
     """Bytes over the limit at each op, as values are sent away. What is given counts as done."""
 
     def __init__(self, problem: Problem) -> None:
-        trace, given = problem.trace, problem.given
+        trace = problem.trace
         limit = problem.budget - trace.slack
-        held = lower(trace, given).need if given.decisions else trace.live
         self._values = trace.values
-        self._over: NDArray[np.int64] = held - limit
+        self._over: NDArray[np.int64] = bytes_held(problem) - limit
         self._ops = len(self._over)
 
     def over(self, op: int) -> int:
@@ -63,3 +62,9 @@ class Pressure:
         if gap.wraps:
             return [(gap.start + 1, self._ops), (0, back)]
         return [(gap.start + 1, back)]
+
+
+def bytes_held(problem: Problem) -> NDArray[np.int64]:
+    """By op: the bytes that are held while it runs, if only what is given is done."""
+    trace, given = problem.trace, problem.given
+    return lower(trace, given).need if given.decisions else trace.live
