@@ -47,6 +47,22 @@ def test_what_would_start_from_something_gone_is_given_back():
     assert remade_at_need(away, FED_BY_DEAD, [k]) == ([], [k])
 
 
+def test_what_starts_from_values_that_stay_can_be_remade_by_itself():
+    assert alone(Problem(TRACE, MACHINE, 0), [SECOND]) == [SECOND]
+
+
+def test_what_starts_from_a_value_that_is_sent_away_cannot():
+    k, h = Gap(2, 2, 4), Gap(1, 1, 5)
+    away = Plan((Swap(h, "disk", 2, 5),))
+    assert alone(Problem(FED_BY_DEAD, MACHINE, 0), [k]) == [k]
+    assert alone(Problem(FED_BY_DEAD, MACHINE, 0, away), [k]) == []
+
+
+def test_nor_can_what_is_missed_in_an_open_or_a_wrapping_gap():
+    gaps = [Gap(SECOND.value, 5, None), Gap(SECOND.value, 5, 2)]
+    assert alone(Problem(TRACE, MACHINE, 0), gaps) == []
+
+
 def test_a_chain_is_remade_in_one_pass_instead_of_quadratically():
     targets = [Recompute(gap, gap.stop) for gap in GAPS[:4]]
     joined = collective(Plan(), TRACE, targets)

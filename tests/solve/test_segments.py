@@ -1,10 +1,8 @@
-"""Where forward is narrow, and what can be remade."""
+"""Where forward is narrow, and how it is cut there."""
 
-from penstock.ir.plan import Plan, Swap, check
+from penstock.ir.plan import Plan, check
 from penstock.ir.text import parse
-from penstock.ir.trace import Gap
-from penstock.solve.segments import crossings, remakeable, split
-from steps import FED_BY_DEAD
+from penstock.solve.segments import crossings, split
 
 MIB = 2**20
 SKIP = parse("""
@@ -34,22 +32,6 @@ def test_small_values_do_not_count():
 def test_a_forward_value_that_only_backward_reads_does_not_cross():
     trace = parse("f a x:I1M -> h:A4M! 1ms\nf b x -> y:A4M 1ms\nb c y h -> g:T1M 1ms")
     assert crossings(trace, 3, MIB) == {}
-
-
-def test_what_starts_from_values_that_stay_is_remakeable():
-    k = next(gap for gap in SKIP.gaps() if gap.value == K)
-    assert remakeable(SKIP, k, Plan())
-
-
-def test_what_starts_from_a_value_that_is_sent_away_is_not():
-    k, h = Gap(2, 2, 4), Gap(1, 1, 5)
-    assert remakeable(FED_BY_DEAD, k, Plan())
-    assert not remakeable(FED_BY_DEAD, k, Plan((Swap(h, "disk", 2, 5),)))
-
-
-def test_open_and_wrapping_gaps_are_not():
-    assert not remakeable(SKIP, Gap(K, 5, None), Plan())
-    assert not remakeable(SKIP, Gap(K, 5, 2), Plan())
 
 
 def test_a_segment_ends_with_its_micro_batch():

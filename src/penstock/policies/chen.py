@@ -20,7 +20,8 @@ from penstock.ir.plan import Plan
 from penstock.ir.policy import Need, Paper, Problem
 from penstock.simulate.least import MOVABLE_FROM
 from penstock.solve.best import best
-from penstock.solve.segments import crossings, remakeable, split
+from penstock.solve.remakes import alone
+from penstock.solve.segments import crossings, split
 
 __all__ = ["Chen"]
 
@@ -48,12 +49,7 @@ class Chen:
         return best(problem, self.candidates(problem)).plan
 
     def candidates(self, problem: Problem) -> Iterator[Plan]:
-        trace = problem.trace
-        saved = [
-            gap
-            for gap in problem.free_saved_gaps(self.smallest)
-            if remakeable(trace, gap, problem.given)
-        ]
+        trace, saved = problem.trace, alone(problem, problem.free_saved_gaps(self.smallest))
         yield problem.given
         for width in range(1, self.widths + 1):
             cuts = crossings(trace, width, self.smallest)

@@ -30,9 +30,8 @@ from penstock.ir.trace import Gap, OpIndex, Trace
 from penstock.simulate.least import MOVABLE_FROM
 from penstock.solve.best import outcome
 from penstock.solve.pressure import Pressure
-from penstock.solve.remakes import remade_at_need
+from penstock.solve.remakes import alone, remade_at_need
 from penstock.solve.search import Ledger, swarm
-from penstock.solve.segments import remakeable
 
 __all__ = ["Home", "feature_maps"]
 
@@ -76,13 +75,13 @@ class Home:
     counts: ClassVar = Counts(workspace=False)
 
     def __call__(self, problem: Problem) -> Plan:
-        maps = feature_maps(problem.trace, list(problem.free_saved_gaps(self.smallest)))
+        saved = list(problem.free_saved_gaps(self.smallest))
+        maps = feature_maps(problem.trace, saved)
         if not maps:
             return problem.given
+        remakeable = set(alone(problem, saved))
         choices = [
-            (KEEP, SWAP, RECOMPUTE)
-            if all(remakeable(problem.trace, gap, problem.given) for gap in gaps)
-            else (KEEP, SWAP)
+            (KEEP, SWAP, RECOMPUTE) if remakeable.issuperset(gaps) else (KEEP, SWAP)
             for gaps in maps
         ]
         ledger = Ledger[tuple[int, ...]](

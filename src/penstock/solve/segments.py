@@ -1,14 +1,13 @@
-"""Where a forward pass is narrow, how it is cut into segments there, and what can be remade."""
+"""Where a forward pass is narrow, and how it is cut into segments there."""
 
 from collections import defaultdict
 from typing import NamedTuple
 
-from penstock.ir.lineage import Gone, lineage
-from penstock.ir.plan import Plan, Recompute, Residency
+from penstock.ir.plan import Recompute
 from penstock.ir.trace import Gap, OpIndex, Phase, Trace
 from penstock.solve.remakes import in_one_pass
 
-__all__ = ["Split", "crossings", "remakeable", "split"]
+__all__ = ["Split", "crossings", "split"]
 
 
 def crossings(trace: Trace, width: int, smallest: int) -> dict[OpIndex, set[int]]:
@@ -36,18 +35,6 @@ def crossings(trace: Trace, width: int, smallest: int) -> dict[OpIndex, set[int]
         if 0 < len(crossing) <= width and op.phase is Phase.FORWARD:
             found[op.index] = set(crossing)
     return found
-
-
-def remakeable(trace: Trace, gap: Gap, given: Plan) -> bool:
-    """Can the gap's value be remade when the gap closes, if the rest is kept as `given` says?"""
-    if gap.stop is None or gap.wraps:
-        return False
-    residency = Residency(trace, given)
-    try:
-        lineage(trace, gap.value, gap.stop, residency.holds)
-    except Gone:
-        return False
-    return True
 
 
 class Split(NamedTuple):
