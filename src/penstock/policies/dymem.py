@@ -31,6 +31,7 @@ from penstock.solve.best import Outcome
 from penstock.solve.layers import heavy_kinds, kind_of, layers_of
 from penstock.solve.offsets import Buffer, best_fit
 from penstock.solve.pressure import Pressure
+from penstock.solve.segments import backward_after
 from penstock.solve.smartpool import blocks
 
 __all__ = ["Arenas", "Dymem", "arenas", "fetches", "is_temporary", "two_ended"]
@@ -52,7 +53,7 @@ class Dymem:
     needs: ClassVar[frozenset[Need]] = frozenset({Need.TIER})
 
     def __call__(self, problem: Problem) -> Plan:
-        trace, pressure = problem.trace, Pressure(problem)
+        trace, pressure, begins = problem.trace, Pressure(problem), backward_after(problem.trace)
         if pressure.is_relieved:
             return problem.given
         gaps = list(problem.free_saved_gaps(self.smallest))
@@ -64,17 +65,10 @@ class Dymem:
                 problem.machine.tiers[0].name,
                 OpIndex(gap.start + 1),
                 OpIndex(pressure.earliest_return(gap, trace.values[gap.value].nbytes, at)),
-                fence=end_of_forward(trace, gap),
+                fence=begins[gap.start],
             )
             for gap, at in fetches(trace, gaps, self.ahead)
         )
-
-
-def end_of_forward(trace: Trace, gap: Gap) -> OpIndex:
-    """The first backward op after the gap opens."""
-    assert gap.stop is not None
-    ops = trace.ops[gap.start + 1 : gap.stop + 1]
-    return next(op.index for op in ops if op.phase is Phase.BACKWARD)
 
 
 def fetches(trace: Trace, gaps: Sequence[Gap], ahead: int) -> list[tuple[Gap, int]]:
@@ -85,7 +79,8 @@ def fetches(trace: Trace, gaps: Sequence[Gap], ahead: int) -> list[tuple[Gap, in
     named = {stop for stop in layers if kind_of(trace.ops[stop].name) in heavy}
     convolutions = named or set(layers)
     # Where backward begins, the loss is the current layer.
-    triggers = sorted({*layers, *(end_of_forward(trace, gap) for gap in gaps)})
+    begins = backward_after(trace)
+    triggers = sorted({*layers, *(begins[gap.start] for gap in gaps)})
     found: list[tuple[Gap, int]] = []
     fetched = 0
     for current in triggers:

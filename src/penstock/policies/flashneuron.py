@@ -26,6 +26,7 @@ from penstock.ir.policy import Need, Paper, Problem
 from penstock.ir.trace import Gap, Op, OpIndex, Phase, Trace, ValueId
 from penstock.solve.best import Outcome, outcome
 from penstock.solve.pressure import Pressure
+from penstock.solve.segments import backward_after
 from penstock.solve.swaps import as_room_allows
 
 __all__ = ["Flashneuron", "Tensor", "phase_1", "phase_2"]
@@ -141,16 +142,6 @@ def written(problem: Problem, gaps: list[Gap]) -> Outcome:
     swaps = as_room_allows(trace, tier, gaps, pressure, after=lambda gap: back[gap] - 1)
     fenced = (replace(swap, fence=begins[swap.gap.start]) for swap in swaps)
     return outcome(problem, problem.given.plus(fenced))
-
-
-def backward_after(trace: Trace) -> list[OpIndex]:
-    """For each op, the first of backward that follows it; the number of ops if none does."""
-    found, following = [], OpIndex(len(trace.ops))
-    for op in reversed(trace.ops):
-        found.append(following)
-        if op.phase is Phase.BACKWARD:
-            following = op.index
-    return found[::-1]
 
 
 def drawn(

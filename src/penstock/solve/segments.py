@@ -1,4 +1,4 @@
-"""Where a forward pass is narrow, and how it is cut into segments there."""
+"""Where a forward pass is narrow, how it is cut into segments there, and where it ends."""
 
 from collections import defaultdict
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from penstock.ir.plan import Recompute
 from penstock.ir.trace import Gap, OpIndex, Phase, Trace
 from penstock.solve.remakes import in_one_pass
 
-__all__ = ["Split", "crossings", "split"]
+__all__ = ["Split", "backward_after", "crossings", "split"]
 
 
 def crossings(trace: Trace, width: int, smallest: int) -> dict[OpIndex, set[int]]:
@@ -75,3 +75,13 @@ def split(trace: Trace, saved: list[Gap], cuts: dict[OpIndex, set[int]], thresho
             decisions += in_one_pass(gap for gap in segment if gap.value not in crossing)
             segment.clear()
     return Split(decisions, kept, max(largest, closed, local), closed)
+
+
+def backward_after(trace: Trace) -> list[OpIndex]:
+    """For each op, the first of backward that follows it; the number of ops if none does."""
+    found, following = [], OpIndex(len(trace.ops))
+    for op in reversed(trace.ops):
+        found.append(following)
+        if op.phase is Phase.BACKWARD:
+            following = op.index
+    return found[::-1]
