@@ -12,7 +12,7 @@ from penstock.ir.policy import Problem
 from penstock.ir.trace import Gap, OpIndex, Phase, ValueId
 from penstock.solve.best import best, outcome
 from penstock.solve.chain import Block, Chain, Run, Saving, Table, in_units, solve
-from penstock.solve.condense import others_than, scratch
+from penstock.solve.condense import ahead_of, others_than, scratch
 from penstock.solve.settle import together
 
 __all__ = ["Blocks", "Cut"]
@@ -58,8 +58,7 @@ class Blocks:
             problem, [(g.value, g.start + 1, g.stop) for g in gaps if g.stop is not None]
         )
         self.base = int(rest.min())
-        fresh = [sum(trace.values[v].nbytes for v in made) for made in trace.fresh]
-        before = rest - np.array(fresh) - trace.columns.workspace
+        before = ahead_of(trace, rest)
         size = trace.columns.nbytes
         blocks = []
         for block in range(self.count):

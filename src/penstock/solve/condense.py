@@ -29,7 +29,7 @@ from penstock.solve.pressure import bytes_held
 from penstock.solve.remakes import alone
 from penstock.solve.stages import Data, Graph, Node, Staged
 
-__all__ = ["Condensed", "condense", "others_than", "pieces", "scratch"]
+__all__ = ["Condensed", "ahead_of", "condense", "others_than", "pieces", "scratch"]
 
 
 @dataclass(frozen=True)
@@ -333,8 +333,7 @@ class _Condenser:
                 for stretch in dict.fromkeys(self.stretch(gap) for gap in gaps)
             ],
         )
-        fresh = np.array([sum(trace.values[v].nbytes for v in made) for made in trace.fresh])
-        before = rest - fresh - trace.columns.workspace
+        before = ahead_of(trace, rest)
         during = np.maximum.reduceat(rest, np.array(self.starts))
         return tuple(before[self.starts].tolist()), tuple(during.tolist())
 
@@ -376,3 +375,10 @@ def others_than(problem: Problem, away: Iterable[tuple[ValueId, int, int]]) -> N
         change[end if freed is None else min(end, freed + 1)] -= trace.values[value].nbytes
     rest: NDArray[np.int64] = bytes_held(problem) - np.cumsum(change)[:-1]
     return rest
+
+
+def ahead_of(trace: Trace, held: NDArray[np.int64]) -> NDArray[np.int64]:
+    """By op: what of `held` is there just before it runs, without what it makes and its workspace."""
+    fresh = np.array([sum(trace.values[v].nbytes for v in made) for made in trace.fresh])
+    ahead: NDArray[np.int64] = held - fresh - trace.columns.workspace
+    return ahead
