@@ -124,14 +124,8 @@ def save_report(path: Path, bodies: Sequence[Json], curve: Json | None) -> None:
 
     A picture and a .json hold the first document alone.
     """
-    if path.suffix == ".html":
-        from penstock.report.html import page
-
-        _write(path, page(bodies, curve).encode())
-    elif (form := _PICTURES.get(path.suffix)) is not None:
-        _write(path, image({**bodies[0], "curve": curve}, form))
-    else:
-        _write(path, _json({**bodies[0], "curve": curve}))
+    first, *others = bodies
+    _write(path, _drawn(path, [{**first, "curve": curve}, *others]))
 
 
 def save_curve(path: Path, curve: Json) -> None:
@@ -160,16 +154,22 @@ def save_timeline(path: Path, problem: Problem, found: Outcome) -> None:
 
 def _report(path: Path, session: Session, body: Json) -> bytes:
     """A report in the form that the end of its name says."""
-    if path.suffix == ".html":
-        from penstock.report.html import page
-
-        return page([body], body.get("curve")).encode()
-    if (form := _PICTURES.get(path.suffix)) is not None:
-        return image(body, form)
     if path.name.endswith(_CHROME):
         trace, runs = session.trace, runs_of(session)
         return _json({"traceEvents": []} if trace is None else chrome_trace(trace, runs))
-    return _json(body)
+    return _drawn(path, [body])
+
+
+def _drawn(path: Path, bodies: Sequence[Json]) -> bytes:
+    """Documents as a page, or the first alone as a picture or data; the first may have a `curve`."""
+    first = bodies[0]
+    if path.suffix == ".html":
+        from penstock.report.html import page
+
+        return page(bodies, first.get("curve")).encode()
+    if (form := _PICTURES.get(path.suffix)) is not None:
+        return image(first, form)
+    return _json(first)
 
 
 def _json(body: Json) -> bytes:
