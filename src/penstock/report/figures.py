@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from penstock.errors import UsageError, mib
 from penstock.report.document import Json
 from penstock.report.palette import BUDGET, HELD, KINDS, SERIES, lane_colour
+from penstock.report.words import spoken
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,7 +103,7 @@ def _memory(axes: "Axes", run: Json, budget: int) -> None:
         axes.stackplot(
             [*curve["times"], run["seconds"]],
             [_in_mib([*curve["bytes"][kind], curve["bytes"][kind][-1]]) for kind in kinds],
-            labels=[kind.replace("_", " ") for kind in kinds],
+            labels=[spoken(kind) for kind in kinds],
             colors=[KINDS[kind] for kind in kinds],
             step="post",
             linewidth=0,

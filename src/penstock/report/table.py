@@ -9,6 +9,7 @@ from penstock.ir.machine import Machine
 from penstock.ir.timeline import Timeline
 from penstock.ir.trace import Trace
 from penstock.leaderboard import Entry, standings
+from penstock.report.words import spoken
 from penstock.search import Point, by_policy, front
 from penstock.session import StepReport
 from penstock.solve.best import Outcome
@@ -127,7 +128,7 @@ def _cell(point: Point, best: set[Point]) -> str:
 
 def holders(held: Mapping[str, int], most: int = 5) -> str:
     """What fills the memory, largest first."""
-    shown = [f"{what.replace('_', ' ')} {mib(n)}" for what, n in list(held.items())[:most]]
+    shown = [f"{spoken(what)} {mib(n)}" for what, n in list(held.items())[:most]]
     return ", ".join(shown)
 
 
