@@ -3,7 +3,7 @@
 from penstock.ir.text import parse
 from penstock.ir.trace import Trace
 
-__all__ = ["FED_BY_DEAD", "STEPS", "chain"]
+__all__ = ["FED_BY_DEAD", "STEPS", "chain", "convolutions"]
 
 
 def chain(layers: int, size: str = "4M", seconds: str = "1ms") -> Trace:
@@ -12,6 +12,15 @@ def chain(layers: int, size: str = "4M", seconds: str = "1ms") -> Trace:
     lines += [f"f f{n} h{n - 1} -> h{n}:A{size}! {seconds}" for n in range(1, layers)]
     lines += [f"f loss h{layers - 1} -> l:T1 0ms", f"b loss' l -> g{layers}:T1 0ms"]
     lines += [f"b b{n} g{n + 1} h{n} -> g{n}:T1 {seconds}" for n in reversed(range(layers))]
+    return parse("\n".join(lines))
+
+
+def convolutions(layers: int) -> Trace:
+    """A chain of convolutions of a second, each with an input of 4 MiB; then a loss."""
+    lines = ["f conv h0:I4M -> h1:A4M! 1s"]
+    lines += [f"f conv h{n} -> h{n + 1}:A4M! 1s" for n in range(1, layers)]
+    lines += [f"f loss h{layers} -> l:T1 0s", f"b loss' l -> g{layers}:T1 0s"]
+    lines += [f"b conv' g{n + 1} h{n} -> g{n}:T1 1s" for n in reversed(range(layers))]
     return parse("\n".join(lines))
 
 

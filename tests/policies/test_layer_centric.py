@@ -12,6 +12,7 @@ from penstock.ir.trace import Kind
 from penstock.policies.layer_centric import LayerCentric
 from penstock.solve.best import outcome
 from penstock.source import record
+from steps import convolutions
 
 MIB = 2**20
 BLOBS = (Kind.INPUT, Kind.ACTIVATION, Kind.TEMPORARY)
@@ -20,15 +21,6 @@ BLOBS = (Kind.INPUT, Kind.ACTIVATION, Kind.TEMPORARY)
 def host(bandwidth):
     link = Link(bandwidth)
     return Machine(Device("cpu", 2**40), (Tier("host", 2**40, link, link),))
-
-
-def convolutions(layers):
-    """A chain of convolutions of a second, each with an input of 4 MiB; then a loss."""
-    lines = ["f conv h0:I4M -> h1:A4M! 1s"]
-    lines += [f"f conv h{n} -> h{n + 1}:A4M! 1s" for n in range(1, layers)]
-    lines += [f"f loss h{layers} -> l:T1 0s", f"b loss' l -> g{layers}:T1 0s"]
-    lines += [f"b conv' g{n + 1} h{n} -> g{n}:T1 1s" for n in reversed(range(layers))]
-    return parse("\n".join(lines))
 
 
 def ask(trace, on, **options):

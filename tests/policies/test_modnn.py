@@ -12,7 +12,7 @@ from penstock.ir.text import parse
 from penstock.policies.modnn import Modnn
 from penstock.policies.vdnn import Vdnn
 from penstock.solve.best import outcome
-from steps import STEPS, chain
+from steps import STEPS, chain, convolutions
 from strategies import problems
 
 MIB = 2**20
@@ -21,15 +21,6 @@ MIB = 2**20
 def host(bandwidth):
     link = Link(bandwidth)
     return Machine(Device("cpu", 2**40), (Tier("host", 2**40, link, link),))
-
-
-def convolutions(layers):
-    """A chain of convolutions of a second, each with an input of 4 MiB; then a loss."""
-    lines = ["f conv h0:I4M -> h1:A4M! 1s"]
-    lines += [f"f conv h{n} -> h{n + 1}:A4M! 1s" for n in range(1, layers)]
-    lines += [f"f loss h{layers} -> l:T1 0s", f"b loss' l -> g{layers}:T1 0s"]
-    lines += [f"b conv' g{n + 1} h{n} -> g{n}:T1 1s" for n in reversed(range(layers))]
-    return parse("\n".join(lines))
 
 
 def ask(policy, trace, budget, on):
