@@ -13,9 +13,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.ir.plan import Place, Swap
+from penstock.ir.plan import Swap
 from penstock.ir.policy import Problem
 from penstock.ir.trace import Gap, OpIndex, StorageId
+from penstock.solve.placement import decided
 from penstock.solve.pressure import Pressure
 from penstock.solve.swaps import op_starts
 
@@ -34,11 +35,9 @@ class Objects:
 
     def __post_init__(self) -> None:
         trace, values = self.problem.trace, self.problem.trace.values
-        given = self.problem.given.decisions
-        named = {d.value if isinstance(d, Place) else d.gap.value for d in given}
-        decided = {values[value].storage for value in named}
+        taken = decided(self.problem)
         for value in values:
-            if value.nbytes >= self.smallest and value.storage not in decided:
+            if value.nbytes >= self.smallest and value.storage not in taken:
                 self.size_of[value.storage] = value.nbytes
                 found = {*self.uses.get(value.storage, ()), *trace.uses[value.id]}
                 self.uses[value.storage] = sorted(found)

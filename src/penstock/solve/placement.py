@@ -20,6 +20,7 @@ from penstock.solve.pressure import Pressure
 
 __all__ = [
     "Stored",
+    "decided",
     "decisions",
     "penalty",
     "room_above",
@@ -89,10 +90,7 @@ def stored(problem: Problem, tier: Tier, at_least: int = 1) -> list[Stored]:
 
     Without direct access that is also asked of each gap: see `decisions`.
     """
-    trace, given = problem.trace, problem.given
-    named = {decision.gap.value for decision in given.of_gaps}
-    named.update(place.value for place in given.places)
-    taken = {trace.values[value].storage for value in named}
+    trace, taken = problem.trace, decided(problem)
     free: set[tuple[int, int]] = set()
     if tier.direct is None:
         free = {(trace.values[gap.value].storage, gap.start) for gap in problem.free_gaps()}
@@ -101,6 +99,13 @@ def stored(problem: Problem, tier: Tier, at_least: int = 1) -> list[Stored]:
         for storage, versions in trace.versions_of.items()
         if trace.values[versions[0]].nbytes >= at_least and storage not in taken
     ]
+
+
+def decided(problem: Problem) -> set[StorageId]:
+    """The storages about which something is given."""
+    given, values = problem.given, problem.trace.values
+    named = (*(one.gap.value for one in given.of_gaps), *(one.value for one in given.places))
+    return {values[value].storage for value in named}
 
 
 def _stored(
