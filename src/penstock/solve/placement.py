@@ -247,9 +247,7 @@ def _swap(
         return None
     if gap.stop is None:
         return Swap(gap, tier.name, OpIndex(start), None)
-    if stop is None or (not gap.wraps and not start < stop <= gap.stop):
-        return None
-    if gap.wraps and not (stop <= gap.stop):
+    if stop is None or stop > gap.stop or (stop <= start and not gap.wraps):
         return None
     return Swap(gap, tier.name, OpIndex(start), OpIndex(stop))
 
