@@ -156,8 +156,7 @@ def trace(
     from penstock.ir.store import save
     from penstock.source import names_an_architecture, record
 
-    if not output.parent.is_dir():
-        raise UsageError(f"cannot write {output}: {output.parent} is not a directory")
+    _check_folder_of(output)
     if names_an_architecture(script):
         if context.args:
             raise UsageError(f"{script} takes no arguments, such as {context.args[0]}")
@@ -305,9 +304,7 @@ def compare(
             "done again.",
         ),
     ] = None,
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="How many to use; default: one for each core.")
-    ] = None,
+    processes: ProcessesOption = None,
     limit: Annotated[
         float | None,
         typer.Option(
@@ -333,8 +330,8 @@ def compare(
     from penstock.sizes import parse_budget
     from penstock.source import step_and_machine
 
-    if output is not None and not output.parent.is_dir():
-        raise UsageError(f"cannot write {output}: {output.parent} is not a directory")
+    if output is not None:
+        _check_folder_of(output)
     asked = policies.names() if policy == ["all"] else policy or policies.quick()
     names = list(dict.fromkeys(asked))
     for name in names:
@@ -349,8 +346,14 @@ def compare(
 
         with _bar() as bar:
             task = bar.add_task("running", total=len(steps) * len(budgets) * len(names))
-            told = partial(_one_more, bar, task)
-            found = executed(steps, budgets, names, results=output, limit=limit or 600.0, told=told)
+            found = executed(
+                steps,
+                budgets,
+                names,
+                results=output,
+                limit=limit or 600.0,
+                told=lambda _: bar.advance(task),
+            )
         _show_comparison(found, len(steps), len(steps) * len(budgets))
         return
     machines: list[str | None] = [*dict.fromkeys(machine)] if machine else [None]
@@ -367,7 +370,7 @@ def compare(
             results=output,
             processes=processes,
             limit=limit or 120.0,
-            told=partial(_one_more, bar, task),
+            told=lambda _: bar.advance(task),
         )
     _show_comparison(found, len(cases), len(cases) * len(budgets))
 
@@ -506,7 +509,6 @@ def largest(
     vary: Annotated[str, typer.Option(help="Which option of the architecture.")] = "batch",
 ) -> None:
     """The largest batch (or sequence, or image) that fits, without running anything."""
-    from penstock.errors import mib
     from penstock.machines import find
     from penstock.search import largest as searched
     from penstock.sizes import parse_size
@@ -594,8 +596,7 @@ def import_trace(
     from penstock.ir.store import save
     from penstock.machines import find
 
-    if not output.parent.is_dir():
-        raise UsageError(f"cannot write {output}: {output.parent} is not a directory")
+    _check_folder_of(output)
     imported = read(file, times)
     found = imported.trace.relabelled(file.name.partition(".")[0])
     save(output, found, None if machine is None else find(machine))
@@ -641,8 +642,7 @@ def calibrate(
     from penstock.api import calibrate as measured
     from penstock.ir.store import save
 
-    if not output.parent.is_dir():
-        raise UsageError(f"cannot write {output}: {output.parent} is not a directory")
+    _check_folder_of(output)
 
     def told(label: str, done: int, of: int) -> None:
         if _err.is_terminal:
@@ -665,16 +665,17 @@ def main() -> None:
         sys.exit(2)
 
 
+def _check_folder_of(output: Path) -> None:
+    if not output.parent.is_dir():
+        raise UsageError(f"cannot write {output}: {output.parent} is not a directory")
+
+
 def _bar() -> "Progress":
     """Shown while something takes long; gone when it ends, silent if nobody watches."""
     from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
     parts = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn())
     return Progress(*parts, console=_err, transient=True, disable=not _err.is_terminal)
-
-
-def _one_more(bar: "Progress", task: "TaskID", _: object) -> None:
-    bar.advance(task)
 
 
 def _advance(bar: "Progress", task: "TaskID", size: int, _: object) -> None:
@@ -704,7 +705,7 @@ def _solve(problem: "Problem", policy: str) -> "Outcome":
 
 
 def _refuse_if_it_cannot_fit(problem: "Problem", found: "Outcome") -> None:
-    from penstock.errors import BudgetError, mib
+    from penstock.errors import BudgetError
     from penstock.simulate.least import least_budget
 
     least = least_budget(problem.trace)
