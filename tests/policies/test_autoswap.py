@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.ir.machine import Device, Link, Machine, Tier
+from hosts import host
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
 from penstock.policies import ask
@@ -23,11 +23,6 @@ from strategies import problems
 
 MIB = 2**20
 GIB = 2.0**30
-
-
-def machine_of(bandwidth):
-    link = Link(bandwidth)
-    return Machine(Device("cpu", 2**40), (Tier("host", 2**40, link, link),))
 
 
 BY_HAND = parse("""
@@ -57,7 +52,7 @@ def test_the_four_scores_by_hand(machine):
 
 
 def test_an_absence_shorter_than_its_copies_counts_less_the_larger_the_value_is():
-    found = by_hand(machine_of(1.0 * MIB), [4, 6, 6, 6, 4])
+    found = by_hand(host(1.0 * MIB), [4, 6, 6, 6, 4])
     assert found["doa"] == (-4.0, -2.0)
     assert found["aoa"] == (-4.0 / (4 * MIB), -2.0 / (2 * MIB))
 
@@ -73,7 +68,7 @@ def test_values_idle_at_the_peak_go_first():
         b e' z r  -> k:T1    1ms
         b a' p    -> l:T1    1ms
     """)
-    problem = Problem(trace, machine_of(64 * GIB), trace.peak - 2 * MIB)
+    problem = Problem(trace, host(64 * GIB), trace.peak - 2 * MIB)
     for score in SCORES:
         plan = Autoswap(score)(problem)
         assert outcome(problem, plan).shortfall == 0
@@ -86,21 +81,21 @@ def test_the_sum_is_at_least_as_good_as_each_score(step):
     trace = STEPS[step]
     least = least_budget(trace).nbytes
     for share in (0.1, 0.3, 0.5, 0.8):
-        problem = Problem(trace, machine_of(2 * GIB), least + int(share * (trace.peak - least)))
+        problem = Problem(trace, host(2 * GIB), least + int(share * (trace.peak - least)))
         combined = outcome(problem, Autoswap()(problem)).rank
         assert combined <= min(outcome(problem, Autoswap(s)(problem)).rank for s in SCORES)
 
 
 def test_another_seed_tries_other_weights_and_the_same_seed_the_same():
     trace = STEPS["skips"]
-    problem = Problem(trace, machine_of(1 * GIB), int(0.5 * trace.peak))
+    problem = Problem(trace, host(1 * GIB), int(0.5 * trace.peak))
     assert Autoswap(seed=3)(problem) == Autoswap(seed=3)(problem)
 
 
 def test_a_third_of_the_peak_goes_for_free():
     """Section 5: about a third of the load is saved at no cost in time, where copies hide."""
     trace = chain(30, "4M", "10ms")
-    problem = Problem(trace, machine_of(2 * GIB), int(0.66 * trace.peak))
+    problem = Problem(trace, host(2 * GIB), int(0.66 * trace.peak))
     found = outcome(problem, Autoswap()(problem))
     assert found.shortfall == 0
     assert found.timeline.seconds == pytest.approx(trace.seconds, rel=1e-9)
@@ -109,7 +104,7 @@ def test_a_third_of_the_peak_goes_for_free():
 def test_zero_overhead_keeps_what_would_make_compute_wait():
     """Mode 2 never delays: below what copies can hide, the limit is passed instead."""
     trace = chain(30, "4M", "1ms")
-    problem = Problem(trace, machine_of(2 * GIB), int(0.3 * trace.peak))
+    problem = Problem(trace, host(2 * GIB), int(0.3 * trace.peak))
     limited = outcome(problem, Autoswap()(problem))
     assert limited.timeline.stall_seconds > 0
     plan = Autoswap(mode="free")(problem)
@@ -121,14 +116,14 @@ def test_zero_overhead_keeps_what_would_make_compute_wait():
 
 def test_small_values_stay():
     trace = chain(12, "512K")
-    problem = Problem(trace, machine_of(64 * GIB), trace.peak // 2)
+    problem = Problem(trace, host(64 * GIB), trace.peak // 2)
     assert Autoswap()(problem).swaps == ()  # below 1 MiB, as in the paper
     assert len(Autoswap(smallest=2**16)(problem).swaps) > 0
 
 
 def test_the_paper_counts_no_slack():
     trace = replace(chain(12), slack=8 * MIB)
-    problem = Problem(trace, machine_of(64 * GIB), trace.peak)
+    problem = Problem(trace, host(64 * GIB), trace.peak)
     assert len(Autoswap()(problem).swaps) > 0
     assert ask(Autoswap(accounting="paper"), problem).plan.swaps == ()
 

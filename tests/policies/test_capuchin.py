@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from penstock.ir.machine import Device, Link, Machine, Tier
+from hosts import host
+from penstock.ir.machine import Link, Tier
 from penstock.ir.plan import Plan, Recompute, Swap
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
@@ -19,17 +20,12 @@ MIB = 2**20
 GIB = 2**30
 
 
-def machine(bandwidth):
-    link = Link(bandwidth)
-    return Machine(Device("cpu", 2**40), (Tier("host", 2**40, link, link),))
-
-
 @pytest.mark.parametrize(
     ("gigabytes", "back", "left"), [(0.6, 0.3, 0.1), (1.2, 0.3, 0.0), (1.8, 0.35, -0.05)]
 )
 def test_free_time_is_what_two_copies_leave_of_the_interval(gigabytes, back, left):
     """12 GB/s, first access at 0.1 s: computed from the paper's formula."""
-    tier = machine(12e9).tiers[0]
+    tier = host(12e9).tiers[0]
     assert free_time(0.1, back, int(gigabytes * 1e9), tier) == pytest.approx(left, abs=1e-9)
 
 
@@ -57,7 +53,7 @@ def test_algorithm_2_on_a_chain_with_a_dead_value(mode, last):
 
 def test_what_the_link_hides_is_swapped_and_costs_nothing():
     trace = chain(20, "4M", "10ms")
-    problem = Problem(trace, machine(64 * GIB), int(0.8 * trace.peak))
+    problem = Problem(trace, host(64 * GIB), int(0.8 * trace.peak))
     plan = Capuchin()(problem)
     found = outcome(problem, plan)
     assert plan.recomputes == ()
@@ -68,7 +64,7 @@ def test_what_the_link_hides_is_swapped_and_costs_nothing():
 
 def test_what_the_link_cannot_hide_is_recomputed():
     trace = chain(20, "4M", "10ms")
-    slow = machine(4 * MIB)  # a copy takes a hundred ops
+    slow = host(4 * MIB)  # a copy takes a hundred ops
     problem = Problem(trace, slow, trace.peak // 2 + 4 * MIB)
     plan = Capuchin()(problem)
     assert plan.swaps == ()
@@ -79,7 +75,7 @@ def test_what_the_link_cannot_hide_is_recomputed():
 def between():
     """A chain on a link that hides some of the copies, and a budget that needs most of them."""
     trace = chain(24, "4M", "10ms")
-    return Problem(trace, machine(0.25 * GIB), int(0.3 * trace.peak))
+    return Problem(trace, host(0.25 * GIB), int(0.3 * trace.peak))
 
 
 def test_in_between_the_hybrid_is_no_slower_than_either_half():
@@ -104,7 +100,7 @@ def test_each_half_keeps_to_its_own_means():
 def test_the_cheapest_memory_is_recomputed_first():
     """MSPS, bytes per second: of two values as large, the one that is faster to remake goes."""
     trace = parse(TWO_PRODUCERS)
-    problem = Problem(trace, machine(4 * MIB), trace.peak - 2 * MIB)
+    problem = Problem(trace, host(4 * MIB), trace.peak - 2 * MIB)
     assert remade(trace, Capuchin()(problem)) == ["b"]
 
 
@@ -113,7 +109,7 @@ def test_the_printed_order_weighs_each_value_against_its_own_remake():
     less than its copies of 2 s each. The text compares with the best remake there is, that of `b`.
     """
     trace = parse(TWO_PRODUCERS)
-    problem = Problem(trace, machine(4 * MIB), trace.peak - 2 * MIB)
+    problem = Problem(trace, host(4 * MIB), trace.peak - 2 * MIB)
     printed = Capuchin(order="printed", rounds=0)
     assert printed.choose(problem) == ([], [gap_of(trace, "a")])
     assert Capuchin(rounds=0).choose(problem) == ([], [gap_of(trace, "b")])
@@ -147,7 +143,7 @@ def test_model_state_stays():
         b f' d h          -> g:G64M 10ms
         o s  g w          -> ~w     10ms
     """)
-    problem = Problem(trace, machine(64 * GIB), trace.peak // 2)
+    problem = Problem(trace, host(64 * GIB), trace.peak // 2)
     plan = Capuchin()(problem)
     assert all(not trace.values[d.gap.value].kind.is_state for d in plan.decisions)
 
@@ -157,7 +153,7 @@ def test_feedback_moves_late_triggers_until_none_is_late():
     copy's time, and none moves back.
     """
     trace = chain(20, "4M", "10ms")
-    problem = Problem(trace, machine(0.5 * GIB), trace.peak)  # a copy takes 0.8 of an op
+    problem = Problem(trace, host(0.5 * GIB), trace.peak)  # a copy takes 0.8 of an op
     swaps = just_in_time(trace, problem.machine.tiers[0], list(trace.saved_gaps())[:8])
     late = [replace(s, prefetch_at=min(s.prefetch_at + 3, s.gap.stop)) for s in swaps]
     found = outcome(problem, Plan(tuple(late)))
@@ -173,7 +169,7 @@ def test_feedback_moves_late_triggers_until_none_is_late():
 
 def test_coupled_copies_hold_up_the_next_op_and_decoupled_ones_do_not():
     trace = chain(20, "4M", "10ms")
-    problem = Problem(trace, machine(0.25 * GIB), int(0.8 * trace.peak))
+    problem = Problem(trace, host(0.25 * GIB), int(0.8 * trace.peak))
     coupled = Capuchin(method="swap", decoupled=False)
     free, held = (outcome(problem, one(problem)) for one in (Capuchin(method="swap"), coupled))
     assert {swap.fence for swap in free.plan.swaps} == {None}
@@ -183,7 +179,7 @@ def test_coupled_copies_hold_up_the_next_op_and_decoupled_ones_do_not():
 
 def test_collective_recomputation_keeps_a_chain_linear():
     """Remade one by one, each target of a chain runs those before it again."""
-    problem = Problem(chain(16, "4M", "10ms"), machine(4 * MIB), 28 * MIB)
+    problem = Problem(chain(16, "4M", "10ms"), host(4 * MIB), 28 * MIB)
     together = Capuchin(method="recompute")
     apart = replace(together, collective=False)
     counts = {
@@ -195,7 +191,7 @@ def test_collective_recomputation_keeps_a_chain_linear():
 
 def test_passive_mode_takes_what_was_accessed_first_while_the_step_waits():
     trace = chain(8, "4M", "10ms")
-    problem = Problem(trace, machine(0.25 * GIB), trace.peak - 6 * MIB)
+    problem = Problem(trace, host(0.25 * GIB), trace.peak - 6 * MIB)
     plan = Capuchin(method="passive")(problem)
     assert [trace.values[swap.gap.value].name for swap in plan.swaps] == ["h0", "h1"]
     assert all(swap.fence == swap.evict_at for swap in plan.swaps)
@@ -257,7 +253,7 @@ def test_where_no_copy_hides_the_hybrid_falls_back_on_remakes():
 def test_swaps_that_are_late_for_good_are_left_where_the_step_is_fastest():
     """No trigger helps where the link is simply too slow: the feedback ends with what it has."""
     trace = chain(6, "4M", "10ms")
-    problem = Problem(trace, machine(1 * MIB), trace.peak)
+    problem = Problem(trace, host(1 * MIB), trace.peak)
     gap = next(trace.saved_gaps())
     found = outcome(problem, Plan((Swap(gap, "host", gap.start + 1, gap.stop),)))
     again = hasten(problem, found, rounds=20, share=0.05)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.ir.machine import Device, Link, Machine, Tier
+from hosts import host
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Problem
 from penstock.ir.schedule import Cause
@@ -19,11 +19,6 @@ from strategies import problems
 
 MIB = 2**20
 GIB = 2.0**30
-
-
-def machine_of(bandwidth):
-    link = Link(bandwidth)
-    return Machine(Device("cpu", 2**40), (Tier("host", 2**40, link, link),))
 
 
 def convolutions(kinds):
@@ -92,7 +87,7 @@ def test_where_no_op_is_a_convolution_every_layer_counts_as_one(layers):
 
 def test_there_is_one_barrier_where_forward_ends():
     trace = convolutions("ccccc")
-    problem = Problem(trace, machine_of(0.5 * GIB), trace.peak - 1)  # a copy takes two ops
+    problem = Problem(trace, host(0.5 * GIB), trace.peak - 1)  # a copy takes two ops
     found = outcome(problem, Dymem()(problem))
     first = next(op.index for op in trace.ops if op.phase == "backward")
     assert {swap.fence for swap in found.plan.swaps} == {first}
@@ -103,7 +98,7 @@ def test_there_is_one_barrier_where_forward_ends():
 
 def test_only_where_room_lacks_does_forward_wait_earlier():
     trace = convolutions("cccccccc")
-    tight = Problem(trace, machine_of(0.5 * GIB), least_budget(trace).nbytes + 8 * MIB)
+    tight = Problem(trace, host(0.5 * GIB), least_budget(trace).nbytes + 8 * MIB)
     found = outcome(tight, Dymem()(tight))
     assert found.shortfall == 0
     assert found.timeline.stalls[Cause.ROOM] > 0
@@ -111,7 +106,7 @@ def test_only_where_room_lacks_does_forward_wait_earlier():
 
 def test_a_step_that_fits_stays_as_it_is():
     trace = convolutions("crc")
-    assert Dymem()(Problem(trace, machine_of(GIB), trace.peak)) == Plan()
+    assert Dymem()(Problem(trace, host(GIB), trace.peak)) == Plan()
 
 
 # -- placement ------------------------------------------------------------------------------------
@@ -166,7 +161,7 @@ def test_what_stays_does_not_split_the_room_of_what_comes_and_goes():
 def test_on_a_chain_placement_is_best_fit_from_the_low_end():
     """All is movable there: the saving over one end is nothing (the paper's linear nets)."""
     trace = convolutions("cccccc")
-    problem = Problem(trace, machine_of(8 * GIB), trace.peak // 2)
+    problem = Problem(trace, host(8 * GIB), trace.peak // 2)
     found = outcome(problem, Dymem()(problem))
     made = [b for b in blocks(found) if b.value not in trace.initial and b.buffer.nbytes >= MIB]
     assert not any(is_temporary(trace, b.value) for b in made)
@@ -178,7 +173,7 @@ def test_on_a_chain_placement_is_best_fit_from_the_low_end():
 
 
 def test_on_a_fork_two_ends_need_no_more_than_one():
-    problem = Problem(FORK, machine_of(8 * GIB), FORK.peak - 1)
+    problem = Problem(FORK, host(8 * GIB), FORK.peak - 1)
     found = outcome(problem, Dymem()(problem))
     held = [block.buffer for block in blocks(found)]
     one = two_ended(held, [False] * len(held)).height
@@ -219,7 +214,7 @@ def test_classifiers_stand_outside_of_the_pool():
         b aten.threshold_b e b  -> f:T4M   1ms
         b aten.conv_b      f a  -> g:T1    1ms
     """)
-    problem = Problem(trace, machine_of(GIB), trace.peak)
+    problem = Problem(trace, host(GIB), trace.peak)
     found = outcome(problem, Plan())
     assert arenas(found).reclaimed >= 2 * MIB
     assert arenas(found).pool < trace.peak
@@ -251,7 +246,7 @@ def test_several_passes_each_fetch_their_own():
         b conv5' q n  -> r:T1   4ms
         b conv4' r m  -> s:T1   4ms
     """)
-    problem = Problem(trace, machine_of(8 * GIB), trace.peak - 1)
+    problem = Problem(trace, host(8 * GIB), trace.peak - 1)
     found = outcome(problem, Dymem()(problem))
     assert found.shortfall == 0
     fences = {trace.values[s.gap.value].name: trace.ops[s.fence].name for s in found.plan.swaps}
@@ -260,6 +255,6 @@ def test_several_passes_each_fetch_their_own():
 
 def test_no_value_comes_back_before_there_is_room():
     trace = chain(10)
-    problem = Problem(trace, machine_of(GIB), least_budget(trace).nbytes + 4 * MIB)
+    problem = Problem(trace, host(GIB), least_budget(trace).nbytes + 4 * MIB)
     found = outcome(problem, Dymem()(problem))
     assert found.shortfall == 0

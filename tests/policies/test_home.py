@@ -6,7 +6,7 @@ from itertools import pairwise, product
 import pytest
 from hypothesis import given, settings
 
-from penstock.ir.machine import Device, Link, Machine, Tier
+from hosts import host
 from penstock.ir.plan import Recompute, Swap
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
@@ -18,11 +18,6 @@ from strategies import problems
 
 MIB = 2**20
 GIB = 2.0**30
-
-
-def machine_of(bandwidth):
-    link = Link(bandwidth)
-    return Machine(Device("cpu", 2**40), (Tier("host", 2**40, link, link),))
 
 
 def maps_of(problem):
@@ -39,13 +34,13 @@ def in_modules(trace, modules):
 
 def test_a_feature_map_is_what_a_run_of_one_module_saves():
     trace = in_modules(chain(5), ["a", "a", "b", "a", "a", *[""] * 7])
-    problem = Problem(trace, machine_of(GIB), 0)
+    problem = Problem(trace, host(GIB), 0)
     named = [[trace.values[g.value].name for g in gaps] for gaps in maps_of(problem)]
     assert named == [["h0", "h1"], ["h2"], ["h3", "h4"]]
 
 
 def test_without_module_paths_each_op_is_a_layer():
-    problem = Problem(STEPS["in place"], machine_of(GIB), 0)
+    problem = Problem(STEPS["in place"], host(GIB), 0)
     trace = problem.trace
     named = [[trace.values[g.value].name for g in gaps] for gaps in maps_of(problem)]
     assert all(len(gaps) == 1 or gaps == ["c", "m"] for gaps in named)
@@ -55,7 +50,7 @@ def test_without_module_paths_each_op_is_a_layer():
 
 
 def test_a_vector_names_one_action_for_each_map():
-    problem = Problem(chain(6), machine_of(GIB), 0)
+    problem = Problem(chain(6), host(GIB), 0)
     maps = maps_of(problem)
     found = plan(problem, maps, (SWAP, RECOMPUTE, KEEP, SWAP, KEEP, KEEP))
     assert {s.gap for s in found.swaps} == {maps[0][0], maps[3][0]}
@@ -64,7 +59,7 @@ def test_a_vector_names_one_action_for_each_map():
 
 
 def test_a_copy_back_is_issued_one_feature_map_ahead():
-    problem = Problem(chain(6), machine_of(GIB), 2**40)
+    problem = Problem(chain(6), host(GIB), 2**40)
     maps = maps_of(problem)
     for one, after in pairwise(maps[:5]):
         found = plan(problem, maps, [SWAP if gaps is one else KEEP for gaps in maps])
@@ -75,7 +70,7 @@ def test_a_copy_back_is_issued_one_feature_map_ahead():
 
 def test_what_cannot_be_remade_is_swapped():
     """k is made from h, and h from what is dead by then: with h away too, neither can be remade."""
-    problem = Problem(FED_BY_DEAD, machine_of(GIB), 0)
+    problem = Problem(FED_BY_DEAD, host(GIB), 0)
     maps = maps_of(problem)
     assert len(maps) == 2
     found = plan(problem, maps, (RECOMPUTE, RECOMPUTE))
@@ -101,7 +96,7 @@ def test_it_finds_the_best_of_all_vectors_where_they_can_be_counted(bandwidth, s
         b b' g h   -> m:T8M   9ms
         b a' m x   -> n:T1M   4ms
     """)
-    problem = Problem(trace, machine_of(bandwidth), int(share * trace.peak))
+    problem = Problem(trace, host(bandwidth), int(share * trace.peak))
     maps = maps_of(problem)
     vectors = product((KEEP, SWAP, RECOMPUTE), repeat=len(maps))
     best = min(outcome(problem, plan(problem, maps, vector)).rank for vector in vectors)
@@ -109,7 +104,7 @@ def test_it_finds_the_best_of_all_vectors_where_they_can_be_counted(bandwidth, s
 
 
 def test_the_same_seed_gives_the_same_plan_and_more_evaluations_none_that_is_worse():
-    problem = Problem(STEPS["skips"], machine_of(GIB), int(0.5 * STEPS["skips"].peak))
+    problem = Problem(STEPS["skips"], host(GIB), int(0.5 * STEPS["skips"].peak))
     assert Home(seed=4)(problem) == Home(seed=4)(problem)
     ranks = [outcome(problem, Home(evaluations=n)(problem)).rank for n in (1, 5, 20, 80, 320)]
     assert ranks == sorted(ranks, reverse=True)
@@ -119,7 +114,7 @@ def test_the_same_seed_gives_the_same_plan_and_more_evaluations_none_that_is_wor
 def test_it_is_no_slower_than_the_heuristic_of_the_same_actions(share):
     """Capuchin decides value by value. Where copies are rare enough, when they come back is no matter."""
     trace = chain(8, "4M", "10ms")
-    problem = Problem(trace, machine_of(GIB), int(share * trace.peak))
+    problem = Problem(trace, host(GIB), int(share * trace.peak))
     home = outcome(problem, Home()(problem))
     assert home.shortfall == 0
     assert home.timeline.seconds <= outcome(problem, Capuchin()(problem)).timeline.seconds + 1e-9
@@ -128,7 +123,7 @@ def test_it_is_no_slower_than_the_heuristic_of_the_same_actions(share):
 def test_a_swarm_that_begins_infeasible_finds_what_fits():
     """Only few of 3^12 vectors fit: what lacks less room is better, so the particles get there."""
     trace = chain(12, "4M", "1ms")
-    problem = Problem(trace, machine_of(GIB), 16 * MIB)
+    problem = Problem(trace, host(GIB), 16 * MIB)
     assert outcome(problem, Home()(problem)).shortfall == 0
 
 

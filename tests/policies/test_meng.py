@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from penstock.ir.machine import Device, Link, Machine, Tier
+from hosts import host
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
 from penstock.machines import find
@@ -16,11 +16,6 @@ from penstock.source import record
 from steps import STEPS, chain
 
 MIB = 2**20
-
-
-def host(bandwidth):
-    link = Link(bandwidth)
-    return Machine(Device("cpu", 2**40), (Tier("host", 2**40, link, link),))
 
 
 def swapped(problem):

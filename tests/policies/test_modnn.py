@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from penstock.ir.machine import Device, Link, Machine, Tier
+from hosts import host
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
 from penstock.policies.modnn import Modnn
@@ -16,11 +16,6 @@ from steps import STEPS, chain, convolutions
 from strategies import problems
 
 MIB = 2**20
-
-
-def host(bandwidth):
-    link = Link(bandwidth)
-    return Machine(Device("cpu", 2**40), (Tier("host", 2**40, link, link),))
 
 
 def ask(policy, trace, budget, on):

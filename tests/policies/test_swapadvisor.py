@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hosts import host
 from penstock.errors import NeedError
-from penstock.ir.machine import Device, Link, Machine, Tier
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
@@ -22,11 +22,6 @@ from steps import STEPS, chain
 
 MIB = 2**20
 GIB = 2.0**30
-
-
-def machine_of(bandwidth):
-    link = Link(bandwidth)
-    return Machine(Device("cpu", 2**40), (Tier("host", 2**40, link, link),))
 
 
 # -- the allocation's operators -------------------------------------------------------------------
@@ -85,7 +80,7 @@ def test_a_child_of_twins_is_their_like(one, cut):
 
 def test_with_memory_for_the_peak_nothing_moves():
     for trace in STEPS.values():
-        problem = Problem(trace, machine_of(1 * GIB), trace.peak)
+        problem = Problem(trace, host(1 * GIB), trace.peak)
         plan = Swapadvisor()(problem)
         assert plan == Plan()
         assert outcome(problem, plan).timeline.seconds == trace.seconds
@@ -120,7 +115,7 @@ def test_the_four_makespans_of_figure_1(order, cls, cnt, makespan):
     recorded, so each is a step of its own; its input of a byte is beside the objects.
     """
     trace = figure_1(order)
-    problem = Problem(trace, machine_of(1.0 * MIB), 10 * MIB + 1)
+    problem = Problem(trace, host(1.0 * MIB), 10 * MIB + 1)
     asked = Objects(problem, 2**16)
     assert asked.memory == 10 * MIB
     found = outcome(problem, Plan(tuple(asked.swaps(cls, cnt, 0.0))))
@@ -129,7 +124,7 @@ def test_the_four_makespans_of_figure_1(order, cls, cnt, makespan):
 
 
 def test_the_search_finds_the_best_allocation_of_figure_1():
-    problem = Problem(figure_1("right"), machine_of(1.0 * MIB), 10 * MIB + 1)
+    problem = Problem(figure_1("right"), host(1.0 * MIB), 10 * MIB + 1)
     found = outcome(problem, Swapadvisor()(problem))
     assert (found.shortfall, found.timeline.seconds) == (0, 6.0)
 
@@ -138,7 +133,7 @@ def test_the_search_finds_the_best_allocation_of_figure_1():
 def test_breeding_is_no_worse_than_the_first_generation(step):
     trace = STEPS[step]
     least = least_budget(trace).nbytes
-    problem = Problem(trace, machine_of(1 * GIB), least + (trace.peak - least) // 2)
+    problem = Problem(trace, host(1 * GIB), least + (trace.peak - least) // 2)
     policy = Swapadvisor(population=8, evaluations=80)
     asked = Objects(problem, policy.smallest)
     longest = problem.machine.tiers[0].write.seconds(asked.sizes[-1])
@@ -157,7 +152,7 @@ def test_classes_of_one_size_each_do_better_than_one_class_for_all():
     small = "\n".join(f"f s{n} x -> s{n}:A1M! 4ms" for n in range(8))
     back = "\n".join(f"b s{n}' s{n} -> t{n}:T1 4ms" for n in reversed(range(8)))
     trace = parse(f"f a x:I1 -> big:A16M! 4ms\n{small}\n{back}\nb a' big -> g:T1 4ms")
-    problem = Problem(trace, machine_of(1 * GIB), trace.peak - 4 * MIB)
+    problem = Problem(trace, host(1 * GIB), trace.peak - 4 * MIB)
     asked = Objects(problem, 2**16)
     coarse = asked.swaps((0, 0), (1,), 0.0)
     fine = asked.swaps((0, 1), (4, 1), 0.0)
@@ -168,7 +163,7 @@ def test_classes_of_one_size_each_do_better_than_one_class_for_all():
 
 def test_model_state_moves_too():
     trace = STEPS["stateful"]
-    problem = Problem(trace, machine_of(4 * GIB), int(0.6 * trace.peak))
+    problem = Problem(trace, host(4 * GIB), int(0.6 * trace.peak))
     plan = Swapadvisor()(problem)
     assert outcome(problem, plan).shortfall == 0
     assert any(trace.values[s.gap.value].kind.is_state and s.gap.wraps for s in plan.swaps)
@@ -176,9 +171,9 @@ def test_model_state_moves_too():
 
 def test_the_paper_counts_neither_workspace_nor_slack():
     trace = replace(STEPS["skips"], slack=4 * MIB)
-    bare = counted(Problem(trace, machine_of(GIB), 0), Swapadvisor.counts).trace.peak
+    bare = counted(Problem(trace, host(GIB), 0), Swapadvisor.counts).trace.peak
     assert bare <= trace.peak < bare + trace.slack
-    problem = Problem(trace, machine_of(4 * GIB), bare)
+    problem = Problem(trace, host(4 * GIB), bare)
     assert Swapadvisor()(problem) != Plan()
     assert ask(Swapadvisor(accounting="paper"), problem).plan.decisions == ()
 
@@ -189,6 +184,6 @@ def test_without_pymoo_it_says_what_to_install(monkeypatch):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pymoo", None)
     trace = chain(8)
-    problem = Problem(trace, machine_of(1 * GIB), trace.peak // 2)
+    problem = Problem(trace, host(1 * GIB), trace.peak // 2)
     with pytest.raises(NeedError, match=r"pip install 'penstock\[solvers\]'"):
         Swapadvisor()(problem)

@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 
-from penstock.ir.machine import Device, Link, Machine, Tier
+from hosts import host
 from penstock.ir.policy import Problem
 from penstock.machines import machine
 from penstock.policies.vdnn import Vdnn
@@ -16,11 +16,6 @@ from penstock.source import record
 from steps import convolutions
 
 MIB = 2**20
-
-
-def host(bandwidth):
-    link = Link(bandwidth)
-    return Machine(Device("cpu", 2**40), (Tier("host", 2**40, link, link),))
 
 
 @cache
