@@ -88,7 +88,7 @@ class _Walk:
     away: list[tuple[OpIndex, ValueId, Gap]] = field(default_factory=list)  # a heap, by next use
     sent: dict[Gap, OpIndex] = field(default_factory=dict)  # for each gap sent away, when last
     back: dict[Gap, OpIndex] = field(default_factory=dict)  # and the op that brings it back
-    fetched: dict[Gap, OpIndex] = field(default_factory=dict)  # that, while it is not yet used
+    fetched: dict[Gap, None] = field(default_factory=dict)  # fetched, and not yet used
 
     def est(self, op: int) -> float:
         return self.starts[op] + self.late
@@ -141,7 +141,7 @@ class _Walk:
         for gap in sorted(self.fetched, key=self.end, reverse=True):
             if self.pressure.over(op) <= 0:
                 return
-            self.pressure.relieve(self.rest(gap, self.fetched[gap]), self.nbytes(gap))
+            self.pressure.relieve(self.rest(gap, self.back[gap]), self.nbytes(gap))
             heappush(self.away, (OpIndex(self.end(gap)), gap.value, gap))
             self.sent[gap] = op
             del self.fetched[gap]
@@ -190,4 +190,5 @@ class _Walk:
             self.pressure.relieve(self.rest(gap, op), -nbytes)
             self.make_room(op, later)
             self.in_busy = max(self.est(op), self.in_busy) + seconds
-            self.back[gap] = self.fetched[gap] = op
+            self.back[gap] = op
+            self.fetched[gap] = None
