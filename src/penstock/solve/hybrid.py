@@ -87,7 +87,7 @@ def turn(
     for _ in range(rounds):
         step = (step + 1) // 2
         for count in (best_count - step, best_count + step):
-            if 0 < count <= len(order) and count != best_count:
+            if 0 < count <= len(order):
                 turned = set(order[:count])
                 kept = [gap for gap in swaps if gap not in turned]
                 remade = [*targets, *order[:count]]
