@@ -7,7 +7,6 @@ the budget holds even if no other copy has ended. So the budget never depends on
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 from penstock.ir.lineage import lineage
 from penstock.ir.plan import Place, Plan, Recompute, Residency, Swap, wraps
@@ -19,61 +18,51 @@ __all__ = ["lower"]
 
 def lower(trace: Trace, plan: Plan, budget: int | None = None) -> Schedule:
     """Spell `plan` out. The plan must pass `check`; `budget` None means that room never lacks."""
-    triggers: defaultdict[int, _Triggers] = defaultdict(_Triggers)
-    below: defaultdict[int, list[Place]] = defaultdict(list)
-    back: defaultdict[int, list[Place]] = defaultdict(list)
-    for decision in plan.decisions:
-        match decision:
-            case Swap():
-                triggers[decision.evict_at].evict.append(decision)
-                if decision.prefetch_at is not None:
-                    triggers[decision.prefetch_at].prefetch.append(decision)
-                if decision.fence is not None:
-                    triggers[decision.fence].fence.append(decision)
-            case Place():
-                if decision.evict_at is not None:
-                    below[decision.evict_at].append(decision)
-                if decision.prefetch_at is not None:
-                    back[decision.prefetch_at].append(decision)
-            case Recompute():
-                triggers[decision.gap.start].drop.append(decision.gap.value)
-                triggers[decision.remake_at].remake.append(decision.gap.value)
-
+    due = _Triggers(plan)
     state = _Lowering(trace, plan, budget)
-    idle = _Triggers()
     for op in trace.ops:
-        due = triggers.get(op.index, idle)
-        for swap in due.evict:
-            state.evict(swap)
-        for place in below.get(op.index, ()) if below else ():
-            state.move_below(place)
-        for swap in due.prefetch:
-            state.prefetch(swap)
-        for place in back.get(op.index, ()) if back else ():
-            state.bring_back(place)
-        for swap in due.fence:
-            state.wait(state.leaving[swap], Cause.FENCE)
-        if due.remake:
-            state.remake(due.remake, op.index)
+        if op.index in due:
+            state.prepare(due, op.index)
         state.run(op.index)
-        for value in due.drop:
+        for value in due.drop.get(op.index, ()):
             state.drop(value)
-    for swap in triggers.get(len(trace.ops), idle).evict:
-        state.evict(swap)
-    for place in below[len(trace.ops)]:
-        state.move_below(place)
+    state.prepare(due, OpIndex(len(trace.ops)))  # copies out, for the next step
     return state.schedule()
 
 
-@dataclass(slots=True)
 class _Triggers:
-    """What one op index sets off."""
+    """What each op index sets off."""
 
-    evict: list[Swap] = field(default_factory=list)
-    prefetch: list[Swap] = field(default_factory=list)
-    fence: list[Swap] = field(default_factory=list)
-    drop: list[ValueId] = field(default_factory=list)
-    remake: list[ValueId] = field(default_factory=list)
+    def __init__(self, plan: Plan) -> None:
+        self.evict: defaultdict[int, list[Swap]] = defaultdict(list)
+        self.place: defaultdict[int, list[Place]] = defaultdict(list)
+        self.prefetch: defaultdict[int, list[Swap]] = defaultdict(list)
+        self.bring_back: defaultdict[int, list[Place]] = defaultdict(list)
+        self.fence: defaultdict[int, list[Swap]] = defaultdict(list)
+        self.remake: defaultdict[int, list[ValueId]] = defaultdict(list)
+        self.drop: defaultdict[int, list[ValueId]] = defaultdict(list)
+        for decision in plan.decisions:
+            match decision:
+                case Swap():
+                    self.evict[decision.evict_at].append(decision)
+                    if decision.prefetch_at is not None:
+                        self.prefetch[decision.prefetch_at].append(decision)
+                    if decision.fence is not None:
+                        self.fence[decision.fence].append(decision)
+                case Place():
+                    if decision.evict_at is not None:
+                        self.place[decision.evict_at].append(decision)
+                    if decision.prefetch_at is not None:
+                        self.bring_back[decision.prefetch_at].append(decision)
+                case Recompute():
+                    self.remake[decision.remake_at].append(decision.gap.value)
+                    self.drop[decision.gap.start].append(decision.gap.value)
+        before = (self.evict, self.place, self.prefetch, self.bring_back, self.fence, self.remake)
+        self._before = frozenset[int]().union(*before)
+
+    def __contains__(self, op: int) -> bool:
+        """Is anything to be done before op `op` runs?"""
+        return op in self._before
 
 
 class _Lowering:
@@ -124,6 +113,21 @@ class _Lowering:
 
     def schedule(self) -> Schedule:
         return self.out.build(self.away, self.begins, self.need, self.budget)
+
+    def prepare(self, due: _Triggers, at: OpIndex) -> None:
+        """All that is to be done before op `at` runs."""
+        for swap in due.evict.get(at, ()):
+            self.evict(swap)
+        for place in due.place.get(at, ()):
+            self.move_below(place)
+        for swap in due.prefetch.get(at, ()):
+            self.prefetch(swap)
+        for place in due.bring_back.get(at, ()):
+            self.bring_back(place)
+        for swap in due.fence.get(at, ()):
+            self.wait(self.leaving[swap], Cause.FENCE)
+        if (wanted := due.remake.get(at)) is not None:
+            self.remake(wanted, at)
 
     def run(self, index: OpIndex) -> None:
         op = self.trace.ops[index]
