@@ -65,10 +65,9 @@ def execute(
                 entry = known.get(key)
                 if entry is None:
                     plain = plain or _apart(_Run(step), limit)
-                    ran = (
-                        plain if isinstance(plain, str) else _apart(_Run(step, budget, name), limit)
-                    )
-                    entry = _entry(Entry(key, step, "run here", 0, name, 0.0), plain, ran, limit)
+                    asked = _Run(step, budget, name)
+                    ran = plain if isinstance(plain, _Failed) else _apart(asked, limit)
+                    entry = _entry(Entry(key, step, "run here", 0, name, 0.0), plain, ran)
                     if results is not None:
                         add(results, entry)
                 found.append(entry)
@@ -94,19 +93,21 @@ class _Ran(NamedTuple):
     took: float = 0.0  # planning
 
 
-_Answer: TypeAlias = _Ran | str
-"""What was measured, or why nothing was."""
-_TOO_LONG = "it was given up after"
+class _Failed(NamedTuple):
+    """Why nothing was measured."""
+
+    why: str
+    limit: float = 0.0  # seconds after which it was given up; 0: it was not
 
 
-def _entry(entry: Entry, plain: _Answer, ran: _Answer, limit: float | None) -> Entry:
-    if isinstance(plain, str):
-        plain = f"the plain run: {plain}"
-    for answer in (plain, ran):
-        if isinstance(answer, str):
-            lost = float(limit or 0) if _TOO_LONG in answer else 0.0
-            return replace(entry, problem=answer, limit=lost)
-    assert isinstance(plain, _Ran) and isinstance(ran, _Ran)
+_Answer: TypeAlias = _Ran | _Failed
+
+
+def _entry(entry: Entry, plain: _Answer, ran: _Answer) -> Entry:
+    if isinstance(plain, _Failed):
+        return replace(entry, problem=f"the plain run: {plain.why}", limit=plain.limit)
+    if isinstance(ran, _Failed):
+        return replace(entry, problem=ran.why, limit=ran.limit)
     return replace(
         entry,
         budget=ran.budget,
@@ -130,11 +131,12 @@ def _apart(run: _Run, limit: float | None) -> _Answer:
     theirs.close()
     try:
         if not pipe.poll(limit):
-            return f"{_TOO_LONG} {limit:g} s"
+            assert limit is not None
+            return _Failed(f"it was given up after {limit:g} s", float(limit))
         answer: _Answer = pipe.recv()
     except EOFError:
         process.join()
-        return f"its process ended with code {process.exitcode}"
+        return _Failed(f"its process ended with code {process.exitcode}")
     finally:
         process.kill()
         process.join()
@@ -146,9 +148,9 @@ def _child(pipe: Connection, run: _Run) -> None:
     try:
         answer: _Answer = _measured(run)
     except PenstockError as error:
-        answer = next(iter(str(error).splitlines()), type(error).__name__)
+        answer = _Failed(next(iter(str(error).splitlines()), type(error).__name__))
     except Exception as error:  # of somebody's step, or of a policy: a fact about them
-        answer = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        answer = _Failed(f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
     pipe.send(answer)
 
 
