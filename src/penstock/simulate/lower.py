@@ -152,20 +152,27 @@ class _Lowering:
         value = swap.gap.value
         if self.placing:  # it may have been brought back and not been used since
             self.await_inputs((value,))
-        if (copy := self.leaving.get(swap)) is None:
-            self.leaving[swap] = copy = self.out.transfer(value, swap.tier, inward=False)
-        self.out.add(Verb.EVICT, copy, swap.gap.start)
-        self.owe(copy, self.size[value], swap.gap.start)
-        self.gone.add(value)
+        self.copy_out(swap, value, swap.gap.start)
 
     def prefetch(self, swap: Swap) -> None:
-        value, out = self.returning(swap), self.leaving[swap]
-        nbytes = self.size[value]
-        self.settle(out)  # it comes back only when it has gone
         assert swap.prefetch_at is not None
-        room = self.reserve(nbytes, swap.prefetch_at)
-        copy = self.out.transfer(value, swap.tier, inward=True)
-        self.out.add(Verb.PREFETCH, copy, out, room=room)
+        self.copy_in(swap, self.returning(swap), swap.prefetch_at)
+
+    def copy_out(self, leaver: Swap | Place, value: ValueId, outlives: int) -> TransferId:
+        if (copy := self.leaving.get(leaver)) is None:
+            self.leaving[leaver] = copy = self.out.transfer(value, leaver.tier, inward=False)
+        self.out.add(Verb.EVICT, copy, outlives)
+        self.owe(copy, self.size[value], outlives)
+        self.gone.add(value)
+        return copy
+
+    def copy_in(self, leaver: Swap | Place, value: ValueId, at: OpIndex) -> None:
+        if (out := self.leaving.get(leaver)) is not None:
+            self.settle(out)  # it comes back only when it has gone
+        nbytes = self.size[value]
+        room = self.reserve(nbytes, at)
+        copy = self.out.transfer(value, leaver.tier, inward=True)
+        self.out.add(Verb.PREFETCH, copy, -1 if out is None else out, room=room)
         self.occupied += nbytes
         self.gone.discard(value)
         self.arriving[value] = copy
@@ -192,15 +199,10 @@ class _Lowering:
         if place in self.copied:
             self.drop(value)
             return
-        if (copy := self.leaving.get(place)) is None:
-            self.leaving[place] = copy = self.out.transfer(value, place.tier, inward=False)
         assert place.evict_at is not None
         uses = [use for v in self.trace.versions_of[storage] for use in self.trace.uses[v]]
         after = max((use for use in uses if use < place.evict_at), default=-1)
-        self.out.add(Verb.EVICT, copy, after)
-        self.owe(copy, self.size[value], after)
-        self.gone.add(value)
-        self.unsettled[storage] = copy
+        self.unsettled[storage] = self.copy_out(place, value, after)
 
     def bring_back(self, place: Place) -> None:
         assert place.prefetch_at is not None
@@ -208,14 +210,7 @@ class _Lowering:
         value = self.trace.version_before(storage, place.prefetch_at)
         del self.below[storage]
         self.unsettled.pop(storage, None)
-        if (out := self.leaving.get(place)) is not None:
-            self.settle(out)
-        room = self.reserve(self.size[value], place.prefetch_at)
-        copy = self.out.transfer(value, place.tier, inward=True)
-        self.out.add(Verb.PREFETCH, copy, -1 if out is None else out, room=room)
-        self.occupied += self.size[value]
-        self.gone.discard(value)
-        self.arriving[value] = copy
+        self.copy_in(place, value, place.prefetch_at)
 
     def reach(self, op: Op) -> tuple[list[ValueId], list[Access]]:
         """What `op` must find room for on the device, and what it uses below."""
