@@ -32,7 +32,7 @@ from penstock.ir.plan import Plan, Swap
 from penstock.ir.policy import Accounting, Counts, Need, Paper, Problem
 from penstock.ir.trace import Gap, Trace
 from penstock.solve.best import outcome
-from penstock.solve.pressure import Pressure
+from penstock.solve.pressure import Pressure, bytes_held
 from penstock.solve.search import Ledger, Rank, bayesian
 from penstock.solve.swaps import just_in_time, late_gaps, op_starts
 
@@ -101,17 +101,15 @@ class Autoswap:
     counts: ClassVar = Counts(slack=False)
 
     def __call__(self, problem: Problem) -> Plan:
-        trace, pressure = problem.trace, Pressure(problem)
-        lacking = np.array([pressure.over(op.index) for op in trace.ops], np.int64)
         gaps = [
             gap
             for gap in problem.free_gaps(self.smallest)
             if gap.stop is not None and not gap.wraps
         ]
-        if not gaps or pressure.is_relieved:
+        if not gaps or Pressure(problem).is_relieved:
             return problem.given
-        load = lacking + problem.budget - trace.slack
-        by_name = scores(trace, problem.machine.tiers[0], gaps, load)
+        load = bytes_held(problem)
+        by_name = scores(problem.trace, problem.machine.tiers[0], gaps, load)
         if self.score != "combined":
             return self.plan(problem, self.ranked(gaps, by_name[self.score], int(load.argmax())))
 

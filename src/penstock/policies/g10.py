@@ -28,10 +28,10 @@ from penstock.ir.plan import Plan, Swap
 from penstock.ir.policy import Accounting, Counts, Need, Paper, Problem
 from penstock.ir.trace import Gap, OpIndex
 from penstock.simulate.least import MOVABLE_FROM
-from penstock.simulate.lower import lower
 from penstock.simulate.shelves import Shelves
 from penstock.solve.farthest import completed
 from penstock.solve.ledger import Ledger
+from penstock.solve.pressure import bytes_held
 from penstock.solve.swaps import op_starts
 
 __all__ = ["G10", "Move", "estimate"]
@@ -75,8 +75,7 @@ class G10:
 
 def estimate(problem: Problem, lead: float) -> NDArray[np.float64]:
     """Bytes held while each op runs, each new value from `lead` seconds a byte before its birth."""
-    trace, given = problem.trace, problem.given
-    held = (lower(trace, given).need if given.decisions else trace.live).astype(np.float64)
+    trace, held = problem.trace, bytes_held(problem).astype(np.float64)
     starts = np.array(op_starts(trace))
     for op in trace.ops:
         for nbytes in (*(trace.values[v].nbytes for v in trace.fresh[op.index]), op.workspace):
