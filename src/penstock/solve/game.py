@@ -58,7 +58,7 @@ class Game:
                 self.operands.setdefault(op, []).append((number, use))
         self.operands = dict(sorted(self.operands.items()))
         self.turns = sum(map(len, self.operands.values()))
-        self.heat, self.is_balanced = self._heat()
+        self.heat = self._heat()
         reads = [self.tier.read.seconds(one.nbytes) for one in storages]
         writes = [self.tier.write.seconds(one.nbytes) for one in storages]
         self.read_seconds, self.write_seconds = reads, writes
@@ -158,7 +158,7 @@ class Game:
         free -= pages
         return True
 
-    def _heat(self) -> tuple[list[list[float]], bool]:
+    def _heat(self) -> list[list[float]]:
         """By storage and use: future accesses and lifetime, less reuse distance and size."""
         rows = []
         for one in self.storages:
@@ -166,7 +166,7 @@ class Game:
                 later = len(one.uses) - 1 - use
                 rows.append((later, len(idle), one.nbytes, one.dies - one.born))
         if not rows:
-            return [[] for _ in self.storages], True
+            return [[] for _ in self.storages]
         features = np.array(rows, np.float64)
         spread = features.max(axis=0) - features.min(axis=0)
         features = (features - features.min(axis=0)) / np.where(spread > 0, spread, 1.0)
@@ -178,11 +178,11 @@ class Game:
                 living.append(position + max(0, past - 1))
                 nbytes.append(pages)
             position += len(one.uses)
-        weights, fits = balanced(
+        weights, _ = balanced(
             features[living], np.array(nbytes, np.float64), float(max(self.room[fullest], 0))
         )
         heat = iter((features @ weights).tolist())
-        return [[next(heat) for _ in one.uses] for one in self.storages], fits
+        return [[next(heat) for _ in one.uses] for one in self.storages]
 
 
 def balanced(
