@@ -109,7 +109,7 @@ class Game:
                 if was and not is_above:
                     moved += self.write_seconds[number]
                     lower += pages
-                if not is_above and self.tier.direct is not None:
+                if not is_above:
                     extra += one.extra[use]
             own = ops[op].seconds + extra
             found.seconds += extra
