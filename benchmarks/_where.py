@@ -1,5 +1,6 @@
-"""Where and of what a benchmark's figures are: kept beside them in every result file."""
+"""Where and of what a benchmark's figures are, and the result file that keeps both."""
 
+import json
 import platform
 import subprocess
 from importlib.metadata import version
@@ -8,7 +9,7 @@ from typing import Any
 
 import psutil
 
-__all__ = ["where"]
+__all__ = ["where", "write"]
 
 
 def where() -> dict[str, Any]:
@@ -28,3 +29,8 @@ def where() -> dict[str, Any]:
         "torch": version("torch"),
         "commit": asked.stdout.strip(),
     }
+
+
+def write(path: Path, body: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(body, indent=1) + "\n")

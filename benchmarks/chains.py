@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from _data import add_option, folder
-from _where import where
+from _where import where, write
 from penstock.errors import SolveError
 from penstock.interop.pipedream import read_layers
 from penstock.interop.poet import energies
@@ -319,9 +319,7 @@ def main() -> int:
         count = Counter(answer.verdict for answer in answers if answer.exam == name)
         print(f"{name}: " + ", ".join(f"{number} {mark}" for mark, number in count.items()))
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        rows = [answer._asdict() for answer in answers]
-        options.json.write_text(json.dumps({**where(), "rows": rows}, indent=1) + "\n")
+        write(options.json, {**where(), "rows": [answer._asdict() for answer in answers]})
     return 1 if any(answer.verdict == "DIFFERS" for answer in answers) else 0
 
 

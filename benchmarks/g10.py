@@ -27,7 +27,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from _data import add_option, folder
-from _where import where
+from _where import where, write
 from penstock import policies
 from penstock.errors import PenstockError
 from penstock.interop.g10 import CLOCK, read_graph, read_kernels
@@ -273,9 +273,7 @@ def main() -> None:
                 kept[key(row)] = {"commit": about["commit"], **row}
                 print(shown(row), flush=True)
                 if given.json:
-                    given.json.parent.mkdir(parents=True, exist_ok=True)
-                    body = {**about, "cases": cases, "rows": list(kept.values())}
-                    given.json.write_text(json.dumps(body, indent=1) + "\n")
+                    write(given.json, {**about, "cases": cases, "rows": list(kept.values())})
     print("what should hold:")
     found = list(verdicts(cases, list(kept.values()), known["reruns"]))
     for holds, what in found:

@@ -17,7 +17,6 @@ that were not contiguous even where a view would have done. They are inferred fr
 
 import argparse
 import csv
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -31,7 +30,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from _data import add_option, folder
-from _where import where
+from _where import where, write
 from penstock.record.fake import record_fake
 from penstock.simulate.allocators import allocations, cuda
 
@@ -296,8 +295,7 @@ def main() -> int:
     exact = sum(row["predicted"] == row["measured"] for row in rows)
     console.print(f"{exact} of {len(rows)} peaks equal to the byte")
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({**where(), "rows": rows}, indent=1) + "\n")
+        write(options.json, {**where(), "rows": rows})
     return 0
 
 

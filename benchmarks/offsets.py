@@ -8,7 +8,6 @@ error if an instance is not packed.
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from _data import add_option, folder
-from _where import where
+from _where import where, write
 from penstock.interop.minimalloc import Instance, read_minimalloc
 from penstock.solve.offsets import assign, check, exact
 from penstock.solve.skyline import Buffer, pack
@@ -70,8 +69,7 @@ def main() -> int:
         table.add_row(row["name"], str(row["buffers"]), *shares, f"{row['seconds']:.2f}{verdict}")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({**where(), "rows": rows}, indent=1) + "\n")
+        write(options.json, {**where(), "rows": rows})
     return 0 if all(row["fits"] for row in rows) else 1
 
 

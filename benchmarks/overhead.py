@@ -7,7 +7,6 @@ step of the demo: how many calls it makes, and so which share of it they cost.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from statistics import median
@@ -17,7 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import penstock
-from _where import where
+from _where import where, write
 from penstock.zoo.workloads import workload
 
 
@@ -103,7 +102,7 @@ def main() -> None:
             "demo_seconds": seconds,
             "demo_share": share,
         }
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write(options.json, result)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from _where import where
+from _where import where, write
 from zoo import MIB, in_process
 
 SKIPPED = {"moe": "what it does depends on its data", "varying": "its shapes vary"}
@@ -109,9 +109,7 @@ def main() -> None:
         off = median(abs(row[f"{what}_error"]) for row in rows)
         console.print(f"median error of {what}: {off:.1%}")
     if options.json:
-        facts = {**where(), "size": options.size}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+        write(options.json, {**where(), "size": options.size, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from _where import where
+from _where import where, write
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from demo import OWN_NEEDS, Demo, Row
@@ -47,8 +47,7 @@ def main() -> None:
             rounds.append({name: facts(demo, name, row, plain) for name, row in runs.items()})
             Console(width=120).print(table(rounds))
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({**where(), "rounds": rounds}, indent=1) + "\n")
+        write(options.json, {**where(), "rounds": rounds})
 
 
 def facts(demo: Demo, name: str, row: Row, plain: Row) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from _where import where
+from _where import where, write
 
 CHARTED = 3
 """Planned steps from which the session still learns."""
@@ -228,9 +228,7 @@ def main() -> None:
         if options.json:
             facts = {**where(), "asked": options.budget, "size": options.size}
             kept[name] = {"commit": facts["commit"], **rows[-1]}
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            body = {**facts, "rows": list(kept.values())}
-            options.json.write_text(json.dumps(body, indent=1) + "\n")
+            write(options.json, {**facts, "rows": list(kept.values())})
     console.print(shown(rows))
 
 
