@@ -58,8 +58,7 @@ def _snapshot(content: bytes, times: Path | None) -> Imported:
     body = load_pickle(content)
     if not isinstance(body, dict) or not {"segments", "device_traces"} <= body.keys():
         raise TraceError("a pickle, but no memory snapshot: it lacks segments and device_traces")
-    if times is not None:
-        raise TraceError(f"a memory snapshot has times of its own; leave {times} out")
+    _no_times(times, "a memory snapshot")
     return read_snapshot(body)
 
 
