@@ -130,7 +130,7 @@ class Residency:
                 stretches.append((gap.start, end if back is None else back))
                 continue
             stretches.append((gap.start, end))
-            for first in _first_versions(self.trace, gap):
+            if (first := _first_version(self.trace, gap)) is not None:
                 self._away.setdefault(first, []).append((-1, end if back is None else back))
 
     def holds(self, value: ValueId, op: int) -> bool:
@@ -219,13 +219,13 @@ def _misfit(trace: Trace, gap: Gap) -> str | None:
     if gap.start not in uses:
         return f"op {gap.start} does not use it"
     if gap.wraps:
-        first = [trace.uses[v][:1] for v in _first_versions(trace, gap)]
-        if not first:
+        first = _first_version(trace, gap)
+        if first is None:
             return f"its next use, op {gap.stop}, is not after op {gap.start}"
         if value.freed is not None or uses[-1] != gap.start:
             return f"only its last use in the step may open a gap into the next, not op {gap.start}"
-        if first[0] != (gap.stop,):
-            return f"the next step uses it first at op {first[0][0] if first[0] else None}"
+        if (again := next(iter(trace.uses[first]), None)) != gap.stop:
+            return f"the next step uses it first at op {again}"
         return None
     later = [use for use in uses if use > gap.start]
     if gap.stop is None:
@@ -414,9 +414,10 @@ def _lineage_faults(trace: Trace, plan: Plan) -> Iterator[str]:
             )
 
 
-def _first_versions(trace: Trace, gap: Gap) -> list[ValueId]:
-    storage = trace.values[gap.value].storage
-    return [v for v in trace.initial if trace.values[v].storage == storage]
+def _first_version(trace: Trace, gap: Gap) -> ValueId | None:
+    """The value as which the storage begins the step; None if it does not."""
+    first = trace.versions_of[trace.values[gap.value].storage][0]
+    return first if trace.values[first].producer is None else None
 
 
 def _stretch(gap: Gap) -> str:
