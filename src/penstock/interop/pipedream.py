@@ -130,6 +130,7 @@ class _Step:
         return op
 
     def trace(self) -> Trace:
+        by_number = {layer.number: layer for layer in self.layers}
         inputs = [layer for layer in self.layers if layer.is_input]
         work = [layer for layer in self.layers if not layer.is_input]
         made = {
@@ -169,7 +170,7 @@ class _Step:
             )
             results = writes.setdefault(op.index, [])
             for number in layer.reads:
-                source = next(one for one in self.layers if one.number == number)
+                source = by_number[number]
                 if not source.is_input and number not in gradients:  # others are added in place
                     gradients[number] = self.value(source.activation, Kind.TEMPORARY, op.index)
                     results.append(gradients[number])
