@@ -78,6 +78,12 @@ class Timeline:
         """Bytes."""
         return int(self.total.max(initial=self.overhead_bytes))
 
+    @cached_property
+    def first_runs(self) -> NDArray[np.bool_]:
+        """By span: is it the run of an op, and no recomputation? In the order of the ops."""
+        found: NDArray[np.bool_] = (self.span_lane == 0) & ~self.span_again
+        return found
+
     @property
     def stall_seconds(self) -> float:
         return sum(self.stalls.values())

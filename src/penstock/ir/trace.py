@@ -308,6 +308,19 @@ class Trace:
             and self.ops[gap.stop].phase is Phase.BACKWARD
         )
 
+    def idle(self, gap: Gap, until: int | None = None) -> list[tuple[int, int]]:
+        """The ops during which the gap's value lies idle, as half-open ranges.
+
+        `until`: it is back before this op; None: it is not before the op that closes the gap. A gap
+        that nothing closes lasts until the value dies.
+        """
+        end = len(self.ops)
+        if gap.stop is None:
+            freed = self.values[gap.value].freed
+            return [(gap.start + 1, end if freed is None else freed + 1)]
+        back = gap.stop if until is None else until
+        return [(gap.start + 1, end), (0, back)] if gap.wraps else [(gap.start + 1, back)]
+
     # -- text for people ---------------------------------------------------------------------
 
     def describe(self, value: ValueId) -> str:

@@ -71,7 +71,7 @@ class Sentinel:
     def settle(self, problem: Problem, memory: "Memory", length: int, found: Outcome) -> Outcome:
         """The paper's case 3: an interval that has to wait may use the slow memory instead."""
         starts, timeline = memory.layers[::length], found.timeline
-        runs = (timeline.span_lane == 0) & ~timeline.span_again
+        runs = timeline.first_runs
         begins, ends = timeline.span_start[runs], timeline.span_end[runs]
         waits = np.add.reduceat(begins - np.concatenate(([0.0], ends[:-1])), starts)
         lazy: set[int] = set()

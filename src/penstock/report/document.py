@@ -98,8 +98,7 @@ def runs_of(session: Session) -> dict[str, Timeline]:
 
 def _is_of(timeline: Timeline, trace: Trace) -> bool:
     """Is this a run of that step? The last one measured may have had another shape."""
-    first = (timeline.span_lane == 0) & ~timeline.span_again
-    return bool(np.array_equal(timeline.span_ref[first], np.arange(len(trace.ops))))
+    return bool(np.array_equal(timeline.span_ref[timeline.first_runs], np.arange(len(trace.ops))))
 
 
 def _follows(timeline: Timeline, schedule: Schedule) -> bool:

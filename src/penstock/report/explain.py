@@ -148,7 +148,7 @@ def _is_calm(trace: Trace, found: Outcome) -> bool:
 
 def _idle_seconds(timeline: Timeline) -> Callable[[Gap], float]:
     """For a gap: the predicted seconds between the use that opens it and the one that closes it."""
-    first = (timeline.span_lane == 0) & ~timeline.span_again
+    first = timeline.first_runs
     starts, ends = timeline.span_start[first].tolist(), timeline.span_end[first].tolist()
 
     def idle(gap: Gap) -> float:

@@ -17,16 +17,16 @@ class Shelves:
     """
 
     def __init__(self, trace: Trace, machine: Machine, plan: Plan) -> None:
-        self._values, self._ops = trace.values, len(trace.ops)
+        self._trace = trace
         self.held: dict[str, NDArray[np.int64]] = {
-            tier.name: np.zeros(self._ops, np.int64) for tier in machine.tiers
+            tier.name: np.zeros(len(trace.ops), np.int64) for tier in machine.tiers
         }
         for swap in plan.swaps:
             self.add(swap.gap, swap.tier)
 
     def add(self, gap: Gap, tier: str, sign: int = 1) -> None:
-        nbytes = sign * self._values[gap.value].nbytes
-        for first, last in self._stretches(gap):
+        nbytes = sign * self._trace.values[gap.value].nbytes
+        for first, last in self._trace.idle(gap):
             self.held[tier][first:last] += nbytes
 
     def peak(self, tier: str) -> int:
@@ -37,13 +37,5 @@ class Shelves:
         """Does `tier` hold more than it can anywhere while the gap's value lies idle?"""
         return any(
             bool((self.held[tier.name][first:last] > tier.capacity).any())
-            for first, last in self._stretches(gap)
+            for first, last in self._trace.idle(gap)
         )
-
-    def _stretches(self, gap: Gap) -> list[tuple[int, int]]:
-        if gap.wraps:
-            assert gap.stop is not None
-            return [(gap.start + 1, self._ops), (0, gap.stop)]
-        freed = self._values[gap.value].freed
-        end = gap.stop if gap.stop is not None else self._ops if freed is None else freed + 1
-        return [(gap.start + 1, end)]

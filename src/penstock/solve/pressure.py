@@ -16,9 +16,8 @@ class Pressure:
     def __init__(self, problem: Problem) -> None:
         trace = problem.trace
         limit = problem.budget - trace.slack
-        self._values = trace.values
+        self._trace = trace
         self._over: NDArray[np.int64] = bytes_held(problem) - limit
-        self._ops = len(self._over)
 
     def over(self, op: int) -> int:
         """Bytes that are lacking at `op`; below 0: bytes that are left."""
@@ -35,11 +34,11 @@ class Pressure:
 
     def touches(self, gap: Gap, until: int | None = None) -> bool:
         """Would sending the gap's value away help anywhere?"""
-        return any(bool((self._over[a:b] > 0).any()) for a, b in self._stretches(gap, until))
+        return any(bool((self._over[a:b] > 0).any()) for a, b in self._trace.idle(gap, until))
 
     def relieve(self, gap: Gap, nbytes: int, until: int | None = None) -> None:
         """The gap's value is away, up to op `until` (None: as long as it is idle)."""
-        for first, last in self._stretches(gap, until):
+        for first, last in self._trace.idle(gap, until):
             self._over[first:last] -= nbytes
 
     def earliest_return(self, gap: Gap, nbytes: int, wanted: int) -> int:
@@ -52,16 +51,6 @@ class Pressure:
         first = wanted + int(blocked[-1]) + 1 if blocked.size else wanted
         self._over[first : gap.stop] += nbytes
         return first
-
-    def _stretches(self, gap: Gap, until: int | None) -> list[tuple[int, int]]:
-        """The ops during which the value is away, as half-open ranges."""
-        if gap.stop is None:
-            freed = self._values[gap.value].freed
-            return [(gap.start + 1, self._ops if freed is None else freed + 1)]
-        back = gap.stop if until is None else until
-        if gap.wraps:
-            return [(gap.start + 1, self._ops), (0, back)]
-        return [(gap.start + 1, back)]
 
 
 def bytes_held(problem: Problem) -> NDArray[np.int64]:

@@ -65,7 +65,7 @@ def just_in_time(
 def late_gaps(found: Outcome) -> set[Gap]:
     """The swapped gaps whose value was still on its way in when it was needed."""
     timeline = found.timeline
-    is_run = (timeline.span_lane == 0) & ~timeline.span_again
+    is_run = timeline.first_runs
     begins = dict(
         zip(timeline.span_ref[is_run].tolist(), timeline.span_start[is_run].tolist(), strict=True)
     )
