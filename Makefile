@@ -3,11 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-# They need a GPU, and an hour; and inputs that nobody here wrote (--data, or PENSTOCK_DATA).
-ALONE := benchmarks/gpu.py benchmarks/reproduce.py
+# They need a GPU, and an hour; inputs that nobody here wrote (--data, or PENSTOCK_DATA); and half a day.
+ALONE := benchmarks/gpu.py benchmarks/gpu_prediction.py benchmarks/reproduce.py benchmarks/grid.py
 EXAMS := benchmarks/chains.py benchmarks/g10.py benchmarks/harmony.py benchmarks/offsets.py
 
-.PHONY: test demo test-gpu bench bench-prediction exams reproduce clean
+.PHONY: test demo test-gpu bench bench-prediction bench-grid exams reproduce clean
 
 # The tests' tensors are small: two workers with one thread each are faster than one with two.
 test: $(READY)
@@ -32,6 +32,9 @@ exams: $(READY)
 
 bench-prediction: $(READY)
 	$(BIN)/python benchmarks/prediction.py
+
+bench-grid: $(READY)
+	$(BIN)/python benchmarks/grid.py
 
 reproduce: $(READY)
 	$(BIN)/python benchmarks/reproduce.py

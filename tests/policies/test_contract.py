@@ -72,6 +72,17 @@ def test_a_plan_is_valid_and_fits_or_says_what_is_lacking(name, step, speed, sha
     owed(policies.load(name)(), Problem(trace, MACHINES[speed], budget))
 
 
+@pytest.mark.parametrize("share", [0.6, 0.2])
+@pytest.mark.parametrize("step", ["chain", "skips"])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_first_tier_cannot_hold_goes_to_the_next(name, step, share):
+    trace, link = STEPS[step], Link(GIB)
+    tiers = (Tier("host", 9 * 2**20, link, link), Tier("disk", 2**40, link, link))
+    machine = Machine(Device("cpu", 2**40), tiers)
+    found = owed(policies.load(name)(), Problem(trace, machine, int(share * trace.peak)))
+    assert found.overfull == 0
+
+
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("name", NAMES)
 def test_below_the_least_budget_no_plan_fits_and_none_says_so(name, step):

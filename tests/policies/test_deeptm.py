@@ -132,3 +132,16 @@ def test_any_step_is_planned(trace):
         for moves in ("synchronous", "asynchronous"):
             policy = Deeptm(moves, smallest=1, greedy=5, episodes=5)
             check(trace, policy(problem), machine)
+
+
+@pytest.mark.parametrize("machine", [OPTANE, GPU])
+def test_it_never_loses_to_heat_wherever_that_is_cut(machine):
+    trace, policy = STEPS["stateful"], Deeptm(smallest=1, page=1)
+    problem = Problem(trace, machine, trace.peak // 2)
+    game, found = game_of(problem, policy), outcome(problem, policy(problem))
+    heats = policy.heats(game)
+    assert len(heats) == policy.cuts + 1
+    for cut in heats:
+        where = game.where(policy.by_heat(game, cut))
+        placed = decisions(problem, slow_tier(machine), where)
+        assert found.rank <= outcome(problem, problem.given.plus(placed)).rank

@@ -1,5 +1,6 @@
 """Online methods: a score, replayed over a step."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from penstock.ir.plan import Recompute, Swap, check
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
 from penstock.solve.best import outcome
-from penstock.solve.online import least_recently_used, replay
+from penstock.solve.online import _Away, least_recently_used, replay
 from steps import FED_BY_DEAD, chain
 from strategies import problems
 
@@ -115,3 +116,20 @@ def test_on_any_step_the_decisions_are_a_plan(by, problem, data):
         assert outcome(problem, plan).shortfall == 0
     if problem.budget >= problem.trace.peak:
         assert found.decisions == ()
+
+
+@settings(max_examples=60)
+@given(problem=problems(), data=st.data())
+def test_what_is_remembered_of_what_is_gone_is_what_a_new_look_finds(problem, data):
+    """Sums along the lineage are kept from one victim to the next: as values leave and come back."""
+    seen, trace = _Away(problem.trace), problem.trace
+    made = [value.id for value in trace.values if value.producer is not None]
+    every = np.array(made, np.int64)
+    for value in data.draw(st.lists(st.sampled_from(made), max_size=20)) if made else ():
+        (seen.returns if seen.is_gone[value] else seen.leaves)(value)
+        fresh = _Away(trace)
+        for gone in np.flatnonzero(seen.is_gone).tolist():
+            fresh.leaves(gone)
+        for upward in (True, False):
+            remembered = seen.closures(every, upward=upward)
+            assert remembered.tolist() == fresh.closures(every, upward=upward).tolist()

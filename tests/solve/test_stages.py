@@ -137,6 +137,15 @@ def test_a_start_is_taken_and_bettered():
     assert solve(graph, 7, LIMIT, start=start).cost <= start.cost
 
 
+def test_where_the_solver_has_no_time_the_start_is_the_answer():
+    graph = linear(24)
+    start = forced(graph, set())
+    budget = peak(graph, start)
+    with pytest.raises(SolveError):
+        solve(graph, budget, 1e-9)
+    assert solve(graph, budget, 1e-9, start=start).cost <= start.cost
+
+
 # -- POET ----------------------------------------------------------------------------------------
 
 

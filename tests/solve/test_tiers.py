@@ -11,7 +11,7 @@ from penstock.ir.policy import Problem
 from penstock.simulate.shelves import Shelves
 from penstock.solve.best import outcome
 from penstock.solve.farthest import farthest_first
-from penstock.solve.tiers import spread
+from penstock.solve.tiers import sent_below, shelved, spread
 from steps import chain
 from strategies import problems
 
@@ -90,3 +90,33 @@ def test_room_is_made_by_what_the_next_tier_can_write_at_once():
     found = dict(spread(Problem(trace, described, 0), gaps))
     assert [gap.start for gap in found[slow]] == [1, 2, 3, 5, 7]
     assert len(found[host]) == 7
+
+
+SWAPS = [Swap(gap, "host", gap.start + 1, gap.stop) for gap in GAPS]
+
+
+def test_swaps_stay_in_the_first_tier_as_long_as_it_holds_them():
+    assert shelved(Problem(TRACE, machine(24 * MIB), 0), SWAPS) == SWAPS
+
+
+def test_swaps_that_the_first_tier_cannot_hold_keep_their_triggers_and_go_to_the_next():
+    found = shelved(Problem(TRACE, machine(16 * MIB), 0), SWAPS)
+    assert [swap.tier for swap in found] == ["disk", "disk", *["host"] * 4]
+    assert [replace(swap, tier="host") for swap in found] == SWAPS
+
+
+def test_swaps_make_room_for_what_is_given():
+    given_plan = Plan(tuple(SWAPS[:1]))
+    found = shelved(Problem(TRACE, machine(20 * MIB), 0, given_plan), SWAPS[1:])
+    assert [swap.tier for swap in found] == ["disk", *["host"] * 4]
+
+
+def test_each_copy_back_is_timed_by_the_link_that_it_takes():
+    """A slow disk is asked for a value sooner than the host would be."""
+    link, slow = Link(64 * MIB), Link(MIB / 2)
+    tiers = (Tier("host", 20 * MIB, link, link), Tier("disk", 2**40, slow, slow))
+    two = Machine(Device("cpu", 2**40), tiers)
+    (on_disk,) = [s for s in sent_below(Problem(TRACE, two, 0), GAPS) if s.tier == "disk"]
+    all_on_host = sent_below(Problem(TRACE, two.with_tiers(tiers[0]), 0), GAPS)
+    (on_host,) = [swap for swap in all_on_host if swap.gap == on_disk.gap]
+    assert on_disk.prefetch_at < on_host.prefetch_at == on_host.gap.stop - 1

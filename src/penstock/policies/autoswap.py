@@ -17,7 +17,7 @@ Inferred  An access is an op that makes or reads a value, and a gap between two 
 Symbols   DOA, duration of absence: between the accesses, less both copies. AOA: size x DOA, or DOA /
           size below 0. WDOA: area under the load between the accesses. SWDOA: WDOA, after what was
           picked before has left the load.
-Reads     The trace with its seconds, the first tier, the budget.
+Reads     The trace with its seconds, the first tier (past its room, the next), the budget.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,8 @@ from penstock.ir.trace import Gap, Trace
 from penstock.solve.best import outcome
 from penstock.solve.pressure import Pressure, bytes_held
 from penstock.solve.search import Ledger, Rank, bayesian
-from penstock.solve.swaps import just_in_time, late_gaps, op_starts
+from penstock.solve.swaps import late_gaps, op_starts
+from penstock.solve.tiers import sent_below
 
 __all__ = ["SCORES", "Autoswap", "scores"]
 
@@ -136,15 +137,15 @@ class Autoswap:
 
     def plan(self, problem: Problem, order: Sequence[Gap]) -> Plan:
         """Take gaps in `order` until the load is below the limit, and say when each copy is made."""
-        trace, tier, pressure = problem.trace, problem.machine.tiers[0], Pressure(problem)
+        pressure = Pressure(problem)
         taken: list[Gap] = []
         for gap in order:
             if pressure.is_relieved:
                 break
             if pressure.touches(gap):
                 taken.append(gap)
-                pressure.relieve(gap, trace.values[gap.value].nbytes)
-        swaps = just_in_time(trace, tier, taken, margin=1.0, pressure=pressure)
+                pressure.relieve(gap, problem.trace.values[gap.value].nbytes)
+        swaps = sent_below(problem, taken, margin=1.0, pressure=pressure)
         if self.mode == "free":
             swaps = without_stalls(problem, swaps)
         return problem.given.plus(swaps)

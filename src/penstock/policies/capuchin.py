@@ -16,7 +16,7 @@ Inferred  The required saving is what the simulated step lacks, op by op, not on
           what was accessed first, whatever its size.
 Symbols   FT, MSPS as above; rp_time: seconds to remake; ext_time: seconds added because a chosen
           target's chain runs through the candidate; srcs: what a remake starts from.
-Reads     The trace with its seconds, the first tier, the budget.
+Reads     The trace with its seconds, the first tier (past its room, the next), the budget.
 """
 
 from collections.abc import Iterable
@@ -159,12 +159,18 @@ class Capuchin:
         chosen: list[Candidate] = []
         targets: list[Gap] = []
         pool = self.pool(trace, left, problem.given) if self.method != "swap" else {}
-        while not pressure.is_relieved and (
-            left := {gap: ft for gap, ft in left.items() if pressure.touches(gap)}
-        ):
-            taken = swap = max(left, key=lambda gap: left[gap])
-            remakes = [gap for gap in ([swap] if self.order == "printed" else left) if gap in pool]
-            remake = max(remakes, key=lambda gap: pool[gap].msps, default=None)
+        # What relieves nothing now will not later: it is struck out when it is met.
+        waiting = sorted(left, key=lambda gap: -left[gap])[::-1]
+        while not pressure.is_relieved:
+            while waiting and not (waiting[-1] in left and pressure.touches(waiting[-1])):
+                waiting.pop()
+            if not waiting:
+                break
+            taken = swap = waiting[-1]
+            if self.order == "printed":
+                remake = swap if swap in pool else None
+            else:
+                remake = _dearest(pool, pressure)
             wanted = self.method == "recompute" or (
                 remake is not None and pool[remake].rp_time < max(0.0, -left[swap])
             )
@@ -198,3 +204,13 @@ class Capuchin:
                 gap.value, trace.values[gap.value].nbytes, seconds, sources(trace, ops)
             )
         return found
+
+
+def _dearest(pool: dict[Gap, Candidate], pressure: Pressure) -> Gap | None:
+    """The gap of the largest MSPS of those that relieve anything; larger ones that do not are dropped."""
+    while pool:
+        found = max(pool, key=lambda gap: pool[gap].msps)
+        if pressure.touches(found):
+            return found
+        del pool[found]
+    return None

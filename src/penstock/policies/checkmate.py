@@ -21,7 +21,6 @@ import time
 from dataclasses import dataclass
 from typing import ClassVar
 
-from penstock.errors import SolveError
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Accounting, Counts, Need, Paper, Problem
 from penstock.simulate.least import MOVABLE_FROM
@@ -73,9 +72,4 @@ class Checkmate:
             return rounded(graph, budget, seconds, threshold=self.rounding, margin=self.margin)
         deadline = time.monotonic() + seconds
         start = begun(graph, budget, seconds / 2)
-        try:
-            return solve(graph, budget, max(1.0, deadline - time.monotonic()), start=start)
-        except SolveError:
-            if start is None:
-                raise
-            return start
+        return solve(graph, budget, max(1.0, deadline - time.monotonic()), start=start)

@@ -8,16 +8,17 @@ Assumes   A step that repeats itself, with measured seconds.
 Inferred  A tensor is a storage; it is placed at each use, until the next. What would not fit is refused
           with a penalty, where the paper ends the episode. Its rewards leave open what they normalise by:
           moves by the longest one, the cost of a step by that of having everything below. Learning ends
-          when it finds nothing better for a while, or after so many decisions that a long step takes half
-          a minute; so a plan does not depend on the machine's speed. The placement by heat alone and the
-          cheapest episodes are priced, and the best is the plan. Without direct access operands are on
-          the device, and what is placed is what lies idle.
+          when it finds nothing better for a while, or after so many decisions that a long step takes some
+          seconds; so a plan does not depend on the machine's speed. Heat alone, cut between hot and cold
+          at several places beside the tuned one, and the cheapest episodes are priced, and the best is the
+          plan. Without direct access operands are on the device, and what is placed is what lies idle.
           Not carried: contiguous pages; what is under `smallest` is the paper's packed region, and stays.
 Reads     The trace with its seconds; the first tier with direct access, or else the first; the budget.
 """
 
+import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,7 +44,8 @@ class Deeptm:
     greedy: int = 150  # episodes that follow the heat, to fill the memory of turns
     episodes: int = 200  # episodes that learn
     patience: int = 30  # episodes of either sort without a better one
-    turns: int = 200_000  # in all episodes together, at most
+    turns: int = 60_000  # in all learning together, at most
+    cuts: int = 8  # heats above which tensors are hot, tried beside 0
     rate: float = 1e-4  # of learning
     discount: float = 0.99
     whole: float = 50.0  # the reward for a step that costs nothing
@@ -67,22 +69,30 @@ class Deeptm:
             return problem.given
         tier = slow_tier(problem.machine)
         game = Game(problem, stored(problem, tier, self.smallest), self.page, self.moves)
-        played = [self.by_heat(game), *self.learn(game)]
+        by_heat = {cut: self.by_heat(game, cut) for cut in self.heats(game)}
+        cut = min(by_heat, key=lambda cut: by_heat[cut].seconds)
+        played = [*by_heat.values(), *self.learn(game, cut)]
         plans = (decisions(problem, tier, game.where(episode)) for episode in played)
         return best(problem, map(problem.given.plus, plans)).plan
 
-    def by_heat(self, game: Game) -> Episode:
-        """What is hot is in DRAM, as far as it fits."""
-        return game.play(lambda seen: (seen[:, 1] > 0).astype(np.int64))
+    def by_heat(self, game: Game, cut: float = 0.0) -> Episode:
+        """What is hotter than `cut` is in DRAM, as far as it fits."""
+        return game.play(lambda seen: (seen[:, 1] > cut).astype(np.int64))
 
-    def learn(self, game: Game) -> list[Episode]:
+    def heats(self, game: Game) -> list[float]:
+        """Where hot may begin: at 0, for which weights are tuned; anywhere; above shares of the uses."""
+        heat = [one for uses in game.heat for one in uses]
+        shares = np.arange(1, self.cuts) / self.cuts
+        return [0.0, -math.inf, *np.quantile(heat, shares).tolist()] if heat else [0.0]
+
+    def learn(self, game: Game, cut: float = 0.0) -> list[Episode]:
         """The cheapest episode of those that follow the heat, and of those that learn."""
         network, chance = Network(self), np.random.default_rng(self.seed)
         most = self.turns // max(1, game.turns) // 2
         learning = min(self.episodes, most)
 
         def warm(_: int) -> Player:
-            return lambda seen: _or_random(seen[:, 1] > 0, 0.9, chance)
+            return lambda seen: _or_random(seen[:, 1] > cut, 0.9, chance)
 
         def learnt(number: int) -> Player:  # what it would do becomes more probable
             sure = min(1.0, 0.1 + 1.8 * number / learning)
@@ -122,11 +132,13 @@ class Network:
     def __init__(self, policy: Deeptm, width: int = 32) -> None:
         self.policy, self.chance = policy, np.random.default_rng(policy.seed + 1)
         shapes = ((4, width), (width, width), (width, 2))
-        self.layers = [
-            (self.chance.normal(0.0, np.sqrt(2 / shape[0]), shape), np.zeros(shape[1]))
-            for shape in shapes
-        ]
-        self.moments = [[np.zeros_like(part) for part in layer * 2] for layer in self.layers]
+        count = sum((rows + 1) * columns for rows, columns in shapes)
+        # All weights and biases in one array, as their slopes and moments: a step is a few sums.
+        self.parts, self.slopes, self.mean, self.square = np.zeros((4, count))
+        self.layers = list(_layers(self.parts, shapes))
+        self.slope_of = list(_layers(self.slopes, shapes))
+        for weights, _ in self.layers:
+            weights[:] = self.chance.normal(0.0, np.sqrt(2 / len(weights)), weights.shape)
         self.steps = 0
         self.memory: deque[Turn] = deque(maxlen=100)
 
@@ -148,35 +160,31 @@ class Network:
                 self._learn([self.memory[one] for one in picked.tolist()])
 
     def _learn(self, turns: list[Turn]) -> None:
-        seen = np.array([turn.seen for turn in turns])
+        count = len(turns)
         actions = np.array([turn.action for turn in turns])
-        rows = np.arange(len(turns))
+        rows = np.arange(count)
         following = [turn.seen if turn.then is None else turn.then for turn in turns]
         goes_on = np.array([turn.then is not None for turn in turns])
-        then = self(np.array(following)).max(axis=1) * goes_on
+        both = self._forward(np.array([*(turn.seen for turn in turns), *following]))
+        then = both[-1][count:].max(axis=1) * goes_on
         target = np.array([turn.reward for turn in turns]) + self.policy.discount * then
-        passed = self._forward(seen)
+        passed = [part[:count] for part in both]
         slope = np.zeros_like(passed[-1])
-        slope[rows, actions] = np.clip(passed[-1][rows, actions] - target, -1.0, 1.0) / len(turns)
-        self.steps += 1
+        slope[rows, actions] = np.clip(passed[-1][rows, actions] - target, -1.0, 1.0) / count
         for depth in reversed(range(len(self.layers))):
-            weights, bias = self.layers[depth]
-            steps = (passed[depth].T @ slope, slope.sum(axis=0))
-            slope = (slope @ weights.T) * (passed[depth] > 0)
-            for part, (value, step) in enumerate(zip((weights, bias), steps, strict=True)):
-                self._adam(value, step, *self.moments[depth][part::2])
+            of_weights, of_bias = self.slope_of[depth]
+            of_weights[:], of_bias[:] = passed[depth].T @ slope, slope.sum(axis=0)
+            if depth:
+                slope = (slope @ self.layers[depth][0].T) * (passed[depth] > 0)
+        self._step()
 
-    def _adam(
-        self,
-        value: NDArray[np.float64],
-        step: NDArray[np.float64],
-        mean: NDArray[np.float64],
-        square: NDArray[np.float64],
-    ) -> None:
-        mean += 0.1 * (step - mean)
-        square += 0.001 * (step**2 - square)
+    def _step(self) -> None:
+        """Adam's."""
+        self.steps += 1
+        self.mean += 0.1 * (self.slopes - self.mean)
+        self.square += 0.001 * (self.slopes**2 - self.square)
         right = np.sqrt(1 - 0.999**self.steps) / (1 - 0.9**self.steps)
-        value -= self.policy.rate * right * mean / (np.sqrt(square) + 1e-8)
+        self.parts -= self.policy.rate * right * self.mean / (np.sqrt(self.square) + 1e-8)
 
     def _forward(self, seen: NDArray[np.float64]) -> list[NDArray[np.float64]]:
         """What goes into each layer, and what comes out of the last."""
@@ -185,3 +193,14 @@ class Network:
             out = passed[-1] @ weights + bias
             passed.append(np.maximum(out, 0.0) if depth < len(self.layers) - 1 else out)
         return passed
+
+
+def _layers(
+    parts: NDArray[np.float64], shapes: Iterable[tuple[int, int]]
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Weights and biases as views of one array."""
+    at = 0
+    for rows, columns in shapes:
+        weights, at = parts[at : at + rows * columns].reshape(rows, columns), at + rows * columns
+        bias, at = parts[at : at + columns], at + columns
+        yield weights, bias

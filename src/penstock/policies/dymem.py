@@ -14,7 +14,7 @@ Inferred  A layer is an op that closes the gap of a saved value. Where a step sp
           (ours are as recorded). The grouping gives addresses, and our plans name none: `arenas` says
           what it makes of a planned step.
 Symbols   n: convolutions whose inputs are there, or on their way.
-Reads     The trace, the first tier; the budget only to see whether anything must go.
+Reads     The trace, the first tier (past its room, the next); the budget, to see whether anything must go.
 """
 
 from collections.abc import Sequence
@@ -33,6 +33,7 @@ from penstock.solve.offsets import Buffer, best_fit
 from penstock.solve.pressure import Pressure
 from penstock.solve.segments import backward_after
 from penstock.solve.smartpool import blocks
+from penstock.solve.tiers import shelved
 
 __all__ = ["Arenas", "Dymem", "arenas", "fetches", "is_temporary", "two_ended"]
 
@@ -59,7 +60,7 @@ class Dymem:
         gaps = list(problem.free_saved_gaps(self.smallest))
         for gap in gaps:
             pressure.relieve(gap, trace.values[gap.value].nbytes)
-        return problem.given.plus(
+        swaps = (
             Swap(
                 gap,
                 problem.machine.tiers[0].name,
@@ -69,6 +70,7 @@ class Dymem:
             )
             for gap, at in fetches(trace, gaps, self.ahead)
         )
+        return problem.given.plus(shelved(problem, swaps))
 
 
 def fetches(trace: Trace, gaps: Sequence[Gap], ahead: int) -> list[tuple[Gap, int]]:

@@ -13,7 +13,7 @@ Inferred  A feature map is what one layer saves: the values that a run of forwar
           where all is kept, or swapped. The paper has 500 particles and as many iterations, on an
           evaluator of a millisecond; here the number of simulations is bounded.
 Symbols   Actions: 0 keep, 1 swap, 2 recompute. P1, P2: the best of the last iteration, a particle's own.
-Reads     The trace with its seconds, the first tier, the budget.
+Reads     The trace with its seconds, the first tier (past its room, the next), the budget.
 """
 
 from bisect import bisect_left
@@ -32,6 +32,7 @@ from penstock.solve.best import outcome
 from penstock.solve.pressure import Pressure
 from penstock.solve.remakes import alone, remade_at_need
 from penstock.solve.search import Ledger, swarm
+from penstock.solve.tiers import shelved
 
 __all__ = ["Home", "feature_maps"]
 
@@ -133,7 +134,7 @@ def plan(problem: Problem, maps: Sequence[Sequence[Gap]], actions: Sequence[int]
 
     timed = [swap(gap) for gap in swapped]
     while True:
-        rest = problem.given.plus(timed)
+        rest = problem.given.plus(shelved(problem, timed))
         remakes, lost = remade_at_need(rest, trace, targets)
         if not lost:
             return rest.plus(remakes)

@@ -10,7 +10,7 @@ Inferred  Whatever a layer leaves behind for backward is a blob, also what it ma
 Not here  Reuse inside a layer (a gradient in the place of its activation), ReLU's mask of 8 bits, and
           the fixed places in the pool: plans carry none of these. In backward an op waits for what
           it reads, not for every copy of its layer.
-Reads     The trace and the first tier; neither seconds nor the budget.
+Reads     The trace and the first tier (past its room, the next); neither seconds nor the budget.
 """
 
 from bisect import bisect_right
@@ -22,6 +22,7 @@ from penstock.ir.policy import Accounting, Counts, Need, Paper, Problem
 from penstock.simulate.least import MOVABLE_FROM
 from penstock.solve.layers import last_used_in, layers_of
 from penstock.solve.offloads import named_storages, swap_within
+from penstock.solve.tiers import shelved
 
 __all__ = ["LayerCentric"]
 
@@ -67,4 +68,4 @@ class LayerCentric:
                         fence=layers[n + 1].last + 1,
                     )
                 )
-        return problem.given.plus(swaps)
+        return problem.given.plus(shelved(problem, swaps))

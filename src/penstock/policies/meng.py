@@ -11,7 +11,7 @@ Inferred  A value leaves as soon as it is made (the source's identity op on the 
           other branches count as running beside it. The attention rewrite is for sums that
           broadcast an activation, and what is made of them at once by tanh; it is made only if the
           plain step does not fit.
-Reads     The trace with its seconds, the first tier, the budget.
+Reads     The trace with its seconds, the first tier (past its room, the next), the budget.
 """
 
 from bisect import bisect_left
@@ -29,6 +29,7 @@ from penstock.solve.best import outcome
 from penstock.solve.offloads import first_to_fit, named_storages, swap_within
 from penstock.solve.paths import finish_times, seconds_to_end_of_forward
 from penstock.solve.remakes import remade_at_need
+from penstock.solve.tiers import shelved
 
 __all__ = ["Meng"]
 
@@ -60,13 +61,17 @@ class Meng:
         if self.attention:
             problem = replace(problem, given=problem.given.plus(self.rewrites(problem)))
         swaps = self.by_distance(problem)
+
+        def sending(count: int) -> Plan:
+            return problem.given.plus(shelved(problem, swaps[:count]))
+
         # More swaps lack no more: how many at the far end do?
         fewest = bisect_left(
             range(len(swaps)),
             x=True,
-            key=lambda n: not outcome(problem, problem.given.plus(swaps[:n])).shortfall,
+            key=lambda n: not outcome(problem, sending(n)).shortfall,
         )
-        yield problem.given.plus(swaps[:fewest])
+        yield sending(fewest)
 
     def by_distance(self, problem: Problem) -> list[Swap]:
         """The swaps of all saved values, those farthest from the loss first."""

@@ -12,7 +12,7 @@ Not here  Sub-batches (a plan runs whole ops), hence no bound below one batch; a
           is bytes, any values make it, and nothing needs to be defragmented; the choice of
           convolution algorithms; drops of what the host still holds: they are copied again.
 Symbols   EST: the earliest start of an op, with the delays so far.
-Reads     The trace with its seconds, the first tier, the budget.
+Reads     The trace with its seconds, the first tier (past its room, the next), the budget.
 """
 
 from collections.abc import Iterable
@@ -28,6 +28,7 @@ from penstock.simulate.least import MOVABLE_FROM
 from penstock.solve.offloads import named_storages, swap_within
 from penstock.solve.pressure import Pressure
 from penstock.solve.swaps import op_starts
+from penstock.solve.tiers import shelved
 
 __all__ = ["Modnn"]
 
@@ -69,7 +70,7 @@ class Modnn:
             soon, back = 0 if made is None else made + 1, walk.back.get(gap, gap.start)
             swaps.append(swap_within(problem, gap, named, evict_at=soon, prefetch_at=back))
             named.add(trace.values[gap.value].storage)
-        return problem.given.plus(swaps)
+        return problem.given.plus(shelved(problem, swaps))
 
 
 @dataclass(slots=True)

@@ -11,14 +11,13 @@ Inferred  A machine here knows seconds, not joules: a run costs its seconds, a c
           from their start. A value is copied out and back once a gap, as plans have it. Merged
           nodes and the rounds with the simulator are as in `checkmate`.
 Symbols   R, S as in `checkmate`; M_out, M_in: `out`, `back` in solve/stages.py.
-Reads     The trace with its seconds, the first tier, the budget.
+Reads     The trace with its seconds, the first tier (past its room, the next), the budget.
 """
 
 import time
 from dataclasses import dataclass
 from typing import ClassVar
 
-from penstock.errors import SolveError
 from penstock.ir.machine import Link, Tier
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Accounting, Counts, Need, Paper, Problem
@@ -63,12 +62,7 @@ class Poet:
             deadline = time.monotonic() + seconds
             start = self.start(graph, paging, budget, seconds / 3)
             left = max(1.0, deadline - time.monotonic())
-            try:
-                staged = solve(graph, budget, left, paging=paging, start=start)
-            except SolveError:
-                if start is None:
-                    raise
-                staged = start
+            staged = solve(graph, budget, left, paging=paging, start=start)
             return condensed.decisions(staged, tier), peak(graph, staged)
 
         dropped = forced(graph, ())

@@ -10,7 +10,7 @@ Inferred  A layer is an op; a join reads two activations, the output of a fork i
           one itself: no plan can make a value live longer. Each technique is left out where the step
           fits without it at less cost. Not carried: the choice of convolution algorithms (a trace has
           one kernel an op), and the heap.
-Reads     The trace, the first tier, the budget.
+Reads     The trace, the first tier (past its room, the next), the budget.
 """
 
 from collections import defaultdict
@@ -33,6 +33,7 @@ from penstock.solve.remakes import (
     possible,
     swappable,
 )
+from penstock.solve.tiers import shelved
 
 __all__ = ["Superneurons"]
 
@@ -73,7 +74,7 @@ class Superneurons:
                 score = least_recently_used
                 return replay(problem, score, by="swap", smallest=self.smallest).decisions
             case "eager":
-                return tuple(eager(problem, self.smallest))
+                return tuple(shelved(problem, eager(problem, self.smallest)))
             case "none":
                 return ()
 

@@ -1,8 +1,8 @@
-"""swap-all: every value that autograd saved goes to the first tier and comes back just in time.
+"""swap-all: every value that autograd saved goes below the device and comes back just in time.
 
 Idea      The simplest use of a tier: nothing that waits for backward waits on the device.
 Assumes   Nothing; what the link cannot hide, the step waits for.
-Reads     The trace's seconds and the first tier; not the budget.
+Reads     The trace's seconds and the tiers (the first as long as it has room); not the budget.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Need, Problem
-from penstock.solve.swaps import just_in_time
+from penstock.solve.tiers import sent_below
 
 __all__ = ["SwapAll"]
 
@@ -26,4 +26,4 @@ class SwapAll:
 
     def __call__(self, problem: Problem) -> Plan:
         gaps = problem.free_saved_gaps(self.smallest)
-        return problem.given.plus(just_in_time(problem.trace, problem.machine.tiers[0], gaps))
+        return problem.given.plus(sent_below(problem, gaps))

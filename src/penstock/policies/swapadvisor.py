@@ -14,7 +14,7 @@ Inferred  The order of the ops stays as recorded: the paper breeds schedules too
           values and workspace are set aside, at their largest. The paper: 144 individuals, half an hour.
 Symbols   CLS: by size, ascending, its class; each step is 0 or 1. CNT: by class, its objects. CNTEXT:
           by size, the objects of its class.
-Reads     The trace with its seconds, the first tier, the budget.
+Reads     The trace with its seconds, the first tier (past its room, the next), the budget.
 """
 
 from collections import defaultdict

@@ -15,7 +15,7 @@ Inferred  A value leaves as soon as it is made. The first reader of a group shar
           The first `n_tensors` are those made first.
 Not here  Modes that synchronise copies: here no copy is late for its room, so they make nothing fit.
 Symbols   lb, ub: the nearest and the farthest that an edge may start, in levels or steps.
-Reads     The trace and the first tier; `v2` the budget too. No seconds.
+Reads     The trace and the first tier (past its room, the next); `v2` the budget too. No seconds.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,6 +29,7 @@ from penstock.simulate.least import MOVABLE_FROM
 from penstock.solve.best import best, outcome
 from penstock.solve.offloads import named_storages, swap_within
 from penstock.solve.paths import Graph, ancestor, graph_of
+from penstock.solve.tiers import shelved
 
 __all__ = ["Tflms", "Tuned", "chain_rule", "direct_order"]
 
@@ -99,7 +100,7 @@ class Tflms:
             back = gap.stop if edge is None else edge + 1
             swaps.append(swap_within(problem, gap, named, evict_at=made + 1, prefetch_at=back))
             named.add(problem.trace.values[gap.value].storage)
-        return swaps
+        return shelved(problem, swaps)
 
     def edges(self, problem: Problem, graph: Graph) -> Iterator[Gap]:
         """The gaps that v1 swaps."""
@@ -169,7 +170,7 @@ class Tflms:
             back = gap.stop if edge is None else edge + 1
             swaps.append(swap_within(problem, gap, named, evict_at=made + 1, prefetch_at=back))
             named.add(value.storage)
-        return problem.given.plus(swaps)
+        return problem.given.plus(shelved(problem, swaps))
 
 
 class Tuned(NamedTuple):

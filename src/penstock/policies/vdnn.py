@@ -15,7 +15,7 @@ Inferred  The classifier is the fully connected layers that end a pass, with act
 Not here  Kernels: a trace has one for each op, so `dyn` climbs its ladder without the choice of
           algorithms. In backward an op waits for what it reads, not for every copy of its layer.
           The first layer's X, which the paper reads again from the host's batch, is copied out.
-Reads     The trace and the first tier; `dyn` the budget too.
+Reads     The trace and the first tier (past its room, the next); `dyn` the budget too.
 """
 
 from collections.abc import Iterator

@@ -8,7 +8,7 @@ Inferred  As vDNN. `dyn` climbs from nothing over `alternate` and `conv` to `all
           ladder leaves `alternate` out.
 Not here  The pool and its size, allocation order, compression on the host's side (bitmask and values),
           and the choice of convolution algorithms: plans carry none of these.
-Reads     The trace and the first tier; `dyn` the budget too.
+Reads     The trace and the first tier (past its room, the next); `dyn` the budget too.
 """
 
 from collections.abc import Iterator

@@ -19,6 +19,7 @@ from penstock.ir.trace import Gap, OpIndex, StorageId
 from penstock.solve.placement import decided
 from penstock.solve.pressure import Pressure
 from penstock.solve.swaps import op_starts
+from penstock.solve.tiers import shelved
 
 __all__ = ["Objects", "Scan"]
 
@@ -108,8 +109,8 @@ class Objects:
         return {storage: gap for (storage, _), gap in self.gaps.items() if gap.wraps}
 
     def swaps(self, cls: Sequence[int], cnt: Sequence[int], idle: float) -> list[Swap]:
-        """The swaps of `scan`."""
-        return self.scan(cls, cnt, idle).swaps()
+        """The swaps of `scan`, and where what they send away waits."""
+        return shelved(self.problem, self.scan(cls, cnt, idle).swaps())
 
     def scan(self, cls: Sequence[int], cnt: Sequence[int], idle: float) -> "Scan":
         """A walk in which size i is of class `cls[i]`, and class c has `cnt[c]` objects.

@@ -1,6 +1,6 @@
 """Where room lacks, send away what is needed again last: the rule, for any policy to fall back on."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from heapq import heappop, heappush
 
@@ -8,8 +8,7 @@ from penstock.ir.plan import Plan, Swap
 from penstock.ir.policy import Problem
 from penstock.ir.trace import Gap, OpIndex
 from penstock.solve.pressure import Pressure
-from penstock.solve.swaps import just_in_time
-from penstock.solve.tiers import spread
+from penstock.solve.tiers import sent_below
 
 __all__ = ["completed", "farthest_first"]
 
@@ -26,7 +25,7 @@ def farthest_first(problem: Problem, smallest: int, rounds: int = 8) -> Plan:
         pressure = Pressure(now)
         if not (victims := _walk(now, pressure, smallest)):
             break
-        plan = plan.plus(_timed(now, victims, pressure))
+        plan = plan.plus(sent_below(now, victims, pressure=pressure))
     return plan
 
 
@@ -47,11 +46,6 @@ def completed(problem: Problem, swaps: Iterable[Swap], smallest: int) -> Plan:
         timed.append(replace(swap, prefetch_at=back))
     more = whole.decisions[len(given.decisions) + len(on_demand) :]
     return given.plus([*timed, *more])
-
-
-def _timed(problem: Problem, victims: list[Gap], pressure: Pressure) -> Iterator[Swap]:
-    for tier, gaps in spread(problem, victims):
-        yield from just_in_time(problem.trace, tier, gaps, pressure=pressure)
 
 
 def _walk(problem: Problem, pressure: Pressure, smallest: int) -> list[Gap]:

@@ -9,7 +9,8 @@ from penstock.ir.trace import Gap, OpIndex
 from penstock.solve.best import Outcome, best, outcome
 from penstock.solve.pressure import Pressure
 from penstock.solve.remakes import collective, remade_at_need
-from penstock.solve.swaps import before, just_in_time, late_gaps, op_starts
+from penstock.solve.swaps import before, late_gaps, op_starts
+from penstock.solve.tiers import sent_below
 
 __all__ = ["hasten", "settle", "turn"]
 
@@ -27,11 +28,11 @@ def settle(
     What cannot be remade, because the swaps took what it starts from, is swapped too. `fenced`: the op
     after a copy out waits for it.
     """
-    trace, tier = problem.trace, problem.machine.tiers[0]
+    trace = problem.trace
     pressure = Pressure(problem)
     for gap in (*swaps, *targets):
         pressure.relieve(gap, trace.values[gap.value].nbytes)
-    timed = just_in_time(trace, tier, swaps, pressure=pressure)
+    timed = sent_below(problem, swaps, pressure=pressure)
     if fenced:
         timed = [_fenced(swap, len(trace.ops)) for swap in timed]
     alone, lost = remade_at_need(problem.given.plus(timed), trace, list(targets))
@@ -51,7 +52,7 @@ def _fenced(swap: Swap, ops: int) -> Swap:
 
 def hasten(problem: Problem, found: Outcome, *, rounds: int, share: float) -> Outcome:
     """While values are late and it helps, their copies back start earlier by a share of their time."""
-    trace, tier = problem.trace, problem.machine.tiers[0]
+    trace = problem.trace
     starts = op_starts(trace)
     for _ in range(rounds):
         late = late_gaps(found) - {swap.gap for swap in problem.given.swaps}
@@ -60,7 +61,8 @@ def hasten(problem: Problem, found: Outcome, *, rounds: int, share: float) -> Ou
         moved: list[Decision] = []
         for decision in found.plan.decisions:
             if isinstance(decision, Swap) and decision.gap in late:
-                step = share * tier.read.seconds(trace.values[decision.gap.value].nbytes)
+                link = problem.machine.tier(decision.tier).read
+                step = share * link.seconds(trace.values[decision.gap.value].nbytes)
                 moved.append(before(decision, starts, step))
             else:
                 moved.append(decision)

@@ -7,6 +7,7 @@ from penstock.ir.policy import Problem
 from penstock.ir.trace import Gap, OpIndex, StorageId
 from penstock.solve.best import Outcome, outcome
 from penstock.solve.layers import Layer, LayerKind
+from penstock.solve.tiers import shelved
 
 __all__ = ["first_to_fit", "named_storages", "offloads", "swap_within"]
 
@@ -26,7 +27,7 @@ def offloads(
     due = {n: min(gap.stop for gap in gaps if gap.stop) for n, gaps in inputs.items()}
     fetched = _fetched(layers, due, heavy)
     named = named_storages(problem)
-    return [
+    swaps = (
         swap_within(
             problem,
             gap,
@@ -37,7 +38,8 @@ def offloads(
         )
         for n, gaps in inputs.items()
         for gap in gaps
-    ]
+    )
+    return shelved(problem, swaps)
 
 
 def _fetched(

@@ -23,6 +23,7 @@ from penstock.ir.trace import Gap, Kind, Op, OpIndex, Trace, ValueId
 from penstock.simulate.least import MOVABLE_FROM
 from penstock.solve.pressure import Pressure
 from penstock.solve.remakes import alone, possible, swappable
+from penstock.solve.tiers import shelved
 
 __all__ = ["Floats", "Idle", "Replay", "Score", "first_made", "least_recently_used", "replay"]
 
@@ -103,7 +104,7 @@ def replay(
     """Let the values with the least `score` leave wherever room lacks, beside what is given.
 
     Dropped values are remade when they are read, and stay until they are chosen again; swapped ones
-    go to the first tier and come back when they are read, while the step waits. Model state stays.
+    come back when they are read, while the step waits. Model state stays.
     `limit`: the seconds of all remakes, over those of the step, after which nothing leaves any more; or
     four times as many ops, because some take next to no time.
     """
@@ -124,10 +125,11 @@ def replay(
         dropped = [Recompute(gap, walk.back[gap]) for gap in walk.left]
         decisions = possible(problem.given, trace, dropped)
     else:
-        decisions = (
+        swapped = (
             Swap(gap, tiers[0].name, at, walk.back.get(gap, gap.stop), fence=at)
             for gap, at in walk.left.items()
         )
+        decisions = shelved(problem, swapped)
     return Replay(tuple(decisions), walk.runs, walk.again, walk.lacking, walk.thrashed)
 
 
@@ -351,6 +353,9 @@ class _Away:
         self.writes = _rows([op.writes for op in trace.ops])
         self.seconds = np.array([0.0 if op is None else columns[op] for op in made])
         self.is_gone = np.zeros(len(trace.values), np.bool_)
+        # The sums of closures, by direction, and for which values they still hold.
+        count = len(trace.values)
+        self.sums = {way: (np.zeros(count), np.zeros(count, np.bool_)) for way in (True, False)}
         # Groups, for their approximation: a forest of nodes, of which roots know what they cost.
         self.node = np.full(len(trace.values), -1, np.int64)
         self.above = np.zeros(0, np.int64)
@@ -366,17 +371,32 @@ class _Away:
         self.total[self.nodes] = self.seconds[value]
         self.nodes += 1
         _join(value, *self._lineage, self.is_gone, self.node, self.above, self.total)
+        self._forget(value)
 
     def returns(self, value: ValueId) -> None:
         self.is_gone[value] = False
         self.total[_root(self.node[value], self.above)] -= self.seconds[value]
         self.node[value] = -1
+        self._forget(value)
 
     def closures(self, values: Ints, *, upward: bool) -> Floats:
-        rows = (*self.producer, *self.reads) if upward else (*self.readers, *self.writes)
-        ops = len(self.reads[0]) - 1
-        found: Floats = _closures(values, *rows, self.is_gone, self.seconds, ops)
+        sums, hold = self.sums[upward]
+        stale = values[~hold[values]]
+        if stale.size:
+            sums[stale] = _closures(stale, *self._edges(upward=upward), self.is_gone, self.seconds)
+            hold[stale] = True
+        found: Floats = sums[values]
         return found
+
+    def _forget(self, value: ValueId) -> None:
+        """It is there or not, other than before: what reaches it has another sum now."""
+        for upward, (_, hold) in self.sums.items():
+            if hold.any():
+                _outdate(value, *self._edges(upward=not upward), self.is_gone, hold)
+
+    def _edges(self, *, upward: bool) -> tuple[Ints, Ints, Ints, Ints]:
+        """By value the ops, and by op the values, that one step up or down leads to."""
+        return (*self.producer, *self.reads) if upward else (*self.readers, *self.writes)
 
     def groups(self, values: Ints) -> Floats:
         found: Floats = _groups(
@@ -406,11 +426,10 @@ def _closures(
     values_of: Ints,
     is_gone: NDArray[np.bool_],
     seconds: Floats,
-    ops: int,
 ) -> Floats:
     """For each of `values`, the seconds of all that is gone and reached through nothing else."""
     found = np.zeros(len(values))
-    seen_value, seen_op = np.full(len(is_gone), -1), np.full(ops, -1)
+    seen_value, seen_op = np.full(len(is_gone), -1), np.full(len(value_starts) - 1, -1)
     stack = np.empty(len(is_gone) + 1, np.int64)
     for number in range(len(values)):
         stack[0] = values[number]
@@ -431,6 +450,39 @@ def _closures(
                         stack[height] = other
                         height += 1
     return found
+
+
+@njit(cache=True)
+def _outdate(
+    value: int,
+    op_starts: Ints,
+    ops_of: Ints,
+    value_starts: Ints,
+    values_of: Ints,
+    is_gone: NDArray[np.bool_],
+    hold: NDArray[np.bool_],
+) -> None:
+    """What is reached from `value` through nothing but gone values does not hold any more."""
+    seen_value = np.zeros(len(is_gone), np.bool_)
+    seen_op = np.zeros(len(value_starts) - 1, np.bool_)
+    stack = np.empty(len(is_gone) + 1, np.int64)
+    stack[0] = value
+    height = 1
+    while height > 0:
+        height -= 1
+        at_value = stack[height]
+        for at in range(op_starts[at_value], op_starts[at_value + 1]):
+            op = ops_of[at]
+            if seen_op[op]:
+                continue
+            seen_op[op] = True
+            for place in range(value_starts[op], value_starts[op + 1]):
+                other = values_of[place]
+                hold[other] = False
+                if is_gone[other] and not seen_value[other]:
+                    seen_value[other] = True
+                    stack[height] = other
+                    height += 1
 
 
 @njit(cache=True)

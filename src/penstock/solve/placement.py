@@ -17,6 +17,7 @@ from penstock.ir.plan import Decision, Place, Swap
 from penstock.ir.policy import Problem
 from penstock.ir.trace import Gap, OpIndex, StorageId, Trace, ValueId
 from penstock.solve.pressure import Pressure
+from penstock.solve.tiers import shelved
 
 __all__ = [
     "Stored",
@@ -180,14 +181,15 @@ def decisions(
     gaps: dict[tuple[ValueId, OpIndex], Gap] = {}
     if tier.direct is None:
         gaps = {(gap.value, gap.start): gap for gap in problem.free_gaps()}
-    found: list[Decision] = []
+    places: list[Place] = []
+    swaps: list[Swap] = []
     for one, stretches in where.items():
         for start, stop in _below(one, stretches, len(problem.trace.ops)):
             if tier.direct is not None:
-                found.append(_place(problem.trace, tier, one, start, stop))
+                places.append(_place(problem.trace, tier, one, start, stop))
             elif (swap := _swap(problem.trace, tier, one, start, stop, gaps)) is not None:
-                found.append(swap)
-    return sorted(found, key=_order)
+                swaps.append(swap)
+    return sorted((*places, *shelved(problem, swaps)), key=_order)
 
 
 def _below(

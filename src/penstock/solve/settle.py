@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from penstock.errors import SolveError
-from penstock.ir.plan import Decision, Plan, Recompute
+from penstock.ir.plan import Decision, Plan, Recompute, Swap
 from penstock.ir.policy import Problem
 from penstock.solve.best import outcome
 from penstock.solve.remakes import possible
+from penstock.solve.tiers import shelved
 
 __all__ = ["Answer", "settled", "together"]
 
@@ -68,7 +69,7 @@ def settled(
 
 
 def together(problem: Problem, decisions: Sequence[Decision]) -> list[Decision]:
-    """`decisions` without recomputations whose lineage would be gone."""
-    rest: list[Decision] = [one for one in decisions if not isinstance(one, Recompute)]
+    """`decisions` as one plan has them: without recomputations whose lineage would be gone."""
+    swaps = shelved(problem, (one for one in decisions if isinstance(one, Swap)))
     remakes = [one for one in decisions if isinstance(one, Recompute)]
-    return [*rest, *possible(problem.given.plus(rest), problem.trace, remakes)]
+    return [*swaps, *possible(problem.given.plus(swaps), problem.trace, remakes)]

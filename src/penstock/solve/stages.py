@@ -174,11 +174,17 @@ def solve(
 ) -> Staged:
     """The cheapest solution inside `budget`, or the best that is found in `time_limit` seconds.
 
-    `start`: one to begin with. Raises `SolveError` if there is none, or none is found in time.
+    `start`: one to begin with, and the answer where the solver has none. Without it that raises
+    `SolveError`: there is no solution, or none was found in time.
     """
-    programme = _Programme(graph, budget, paging, whole=True)
-    known = None if start is None else programme.named(start)
-    solution = programme.model.solve(time_limit, gap=1e-4, start=known)
+    try:
+        programme = _Programme(graph, budget, paging, whole=True)
+        known = None if start is None else programme.named(start)
+        solution = programme.model.solve(time_limit, gap=1e-4, start=known)
+    except SolveError:
+        if start is None:
+            raise
+        return start
     chosen: dict[str, set[Pair]] = {letter: set() for letter in ("R", "S", "out", "back")}
     for name, value in solution.values.items():
         assert isinstance(name, tuple)

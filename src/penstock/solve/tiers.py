@@ -2,16 +2,49 @@
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 
 from penstock.ir.machine import Tier
+from penstock.ir.plan import Swap
 from penstock.ir.policy import Problem
 from penstock.ir.trace import Gap
 from penstock.simulate.shelves import Shelves
 from penstock.solve.ledger import Ledger
-from penstock.solve.swaps import op_starts
+from penstock.solve.pressure import Pressure
+from penstock.solve.swaps import just_in_time, op_starts
 
-__all__ = ["spread"]
+__all__ = ["sent_below", "shelved", "spread"]
+
+
+def sent_below(
+    problem: Problem,
+    gaps: Iterable[Gap],
+    *,
+    margin: float = 1.1,
+    pressure: Pressure | None = None,
+) -> list[Swap]:
+    """Swaps `just_in_time`, each to the tier that `spread` has for it."""
+    return [
+        swap
+        for tier, there in spread(problem, gaps)
+        for swap in just_in_time(problem.trace, tier, there, margin=margin, pressure=pressure)
+    ]
+
+
+def shelved(problem: Problem, swaps: Iterable[Swap]) -> list[Swap]:
+    """`swaps` to the first tier; those that it cannot hold beside what is given go where `spread` says.
+
+    For methods that know of one tier: triggers stay as they are, though the next link be slower.
+    """
+    wanted = list(swaps)
+    first, values = problem.machine.tiers[:1], problem.trace.values
+    sent = sum(values[swap.gap.value].nbytes for swap in (*wanted, *problem.given.swaps))
+    if not first or sent <= first[0].capacity:  # even if all of it lay there at once
+        return wanted
+    homes = spread(problem, [swap.gap for swap in wanted])
+    tier_of = {gap: tier.name for tier, there in homes for gap in there}
+    return [replace(swap, tier=tier_of[swap.gap]) for swap in wanted]
 
 
 def spread(problem: Problem, gaps: Iterable[Gap]) -> list[tuple[Tier, list[Gap]]]:

@@ -1,0 +1,269 @@
+"""Every policy on every step of the zoo, on three machines, at four budgets: does each have an answer?
+
+    make bench-grid
+    python benchmarks/grid.py [--sizes small] [--only gpt2 lstm] [--policies vdnn dtr] [--known]
+
+An answer is a valid plan that fits, or the bytes that it lacks: with so many more the policy must fit,
+which a sample of them has to show. All else is a finding: an error, a peak above the budget, a minute
+of planning. Solvers and searches are given a few seconds; no other policy is given any limit.
+
+Points are those of `penstock compare`. They are kept in a folder, so that a run that was cut off goes on
+where it was, and portions add up: the summary is of all points in it. Who changes a policy deletes its
+lines there. Steps are recorded on fake tensors; what one does that depends on its data is run, if small.
+"""
+
+import argparse
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from _where import where, write
+from penstock import policies
+from penstock.errors import PenstockError, TraceError
+from penstock.ir.store import load_trace, save
+from penstock.ir.trace import Trace
+from penstock.leaderboard import Case, Entry, compare, kept, standings
+from penstock.machines import find
+from penstock.simulate.roofline import priced
+from penstock.sizes import Share
+from penstock.source import step_and_machine
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "out" / "grid"
+RESULTS = Path(__file__).with_name("results") / "grid.json"
+
+SIZES = ("small", "full")
+MACHINES = (
+    "a100-40+pcie4+ssd:980pro",  # a card with host memory and a drive behind it
+    "gh200",  # a link ten times as fast
+    "xeon-optane",  # a slow memory that ops use where it is
+)
+BUDGETS = tuple(Share(percent / 100) for percent in (80, 60, 40, 25))
+"""Of what the plain step takes, slack included."""
+
+SEARCHES = 2
+"""Seconds that a solver or a search is given."""
+LIMIT = 300.0
+"""Seconds after which a point is given up."""
+SLOW = 60.0
+"""Seconds of planning that are too many for a policy without a time limit."""
+SAMPLE = 10
+"""One of so many that do not fit is asked again with what it lacked."""
+
+
+def asked(names: Iterable[str]) -> list[str]:
+    """Policies as they are asked for: those that could go on for long with their time."""
+    quick = policies.quick()
+    return [name if name in quick else f"{name}:time_limit={SEARCHES}" for name in names]
+
+
+# -- steps ----------------------------------------------------------------------------------------
+
+
+def case_of(folder: Path, name: str, size: str, on: str) -> Case:
+    """A workload of the zoo on a machine. Recorded once: a point's key is made of the recording."""
+    file = folder / f"{name}.{size}.{on}.trace".replace(":", "-")
+    if not file.exists():
+        save(file, recorded(name, size, on))
+    return Case(f"{name} {size}", on, load_trace(file)[0], find(on))
+
+
+def recorded(name: str, size: str, on: str) -> Trace:
+    try:
+        return step_and_machine(f"zoo:{name}?size={size}", on)[0]
+    except TraceError:
+        if size != "small":
+            raise
+        return priced(ran(name, size), find(on))
+
+
+def ran(name: str, size: str) -> Trace:
+    """The step as it ran here, without the times."""
+    from penstock.session import Session
+    from penstock.zoo.workloads import workload
+
+    found: list[Trace] = []
+    work = workload(name, size)
+    with Session("100%", policy="keep", tier="none", device="cpu", on_recorded=found.append):
+        number = 0
+        while not found:
+            work.step(number)
+            number += 1
+    ops = (replace(op, seconds=0.0, host_seconds=0.0, workspace=0) for op in found[0].ops)
+    return replace(found[0], ops=tuple(ops), slack=0)
+
+
+# -- points ---------------------------------------------------------------------------------------
+
+
+def found_on(case: Case, folder: Path, names: Sequence[str], processes: int) -> list[Entry]:
+    """All points of a case; of what lacks bytes, a sample is asked again with these."""
+
+    def points(file: str, budgets: Sequence[int | Share], names: Sequence[str]) -> list[Entry]:
+        results = folder / file
+        return compare([case], budgets, names, results=results, processes=processes, limit=LIMIT)
+
+    found = points("points.jsonl", BUDGETS, names)
+    again: dict[str, set[int]] = defaultdict(set)
+    for entry in found:
+        if lacks(entry) and int(entry.key, 16) % SAMPLE == 0:
+            again[entry.policy].add(least(entry))
+    for name, budgets in again.items():
+        points("again.jsonl", sorted(budgets), [name])
+    return found
+
+
+def lacks(entry: Entry) -> bool:
+    """Does it say how many bytes it lacks?"""
+    return not entry.problem and entry.shortfall > 0
+
+
+def least(entry: Entry) -> int:
+    """The budget that it says it would meet."""
+    return entry.budget + entry.shortfall
+
+
+# -- what is found --------------------------------------------------------------------------------
+
+
+def summary(entries: Sequence[Entry], again: Sequence[Entry]) -> dict[str, Any]:
+    """A row for each policy, and every finding."""
+    places = {one.policy: one for one in standings(entries)}
+    rows = []
+    findings: list[dict[str, Any]] = []
+    for name in sorted(places):
+        own = [entry for entry in entries if entry.policy == name]
+        wrong = {what: [e for e in own if is_it(e)] for what, is_it in WRONG.items()}
+        asked_again = {(e.step, e.on, e.budget): e for e in again if e.policy == name}
+        sampled = [e for e in own if lacks(e) and (e.step, e.on, least(e)) in asked_again]
+        wrong["unmet"] = [e for e in sampled if not asked_again[e.step, e.on, least(e)].fits]
+        wrong["overstated"] = overstated(own)
+        slowest = max(own, key=lambda entry: entry.took)
+        place = places[name]
+        rows.append(
+            {
+                "policy": name,
+                "points": len(own),
+                "fit": place.fitted,
+                "infeasible": sum(map(lacks, own)),
+                "asked_again": len(sampled),
+                **{what: len(those) for what, those in wrong.items()},
+                "longest": slowest.took,
+                "longest_at": where_of(slowest),
+                "best": place.wins,
+                "slowdown": None if math.isnan(place.slowdown) else place.slowdown,
+                "behind": None if math.isnan(place.behind) else place.behind,
+            }
+        )
+        findings += [{"finding": what, **asdict(e)} for what, those in wrong.items() for e in those]
+    return {"policies": rows, "findings": findings}
+
+
+WRONG = {
+    "crashed": lambda entry: bool(entry.problem) and not entry.limit,
+    "given_up": lambda entry: bool(entry.limit),
+    "over": lambda entry: entry.fits and entry.peak > entry.budget,
+    "slow": lambda entry: entry.took > SLOW,
+}
+"""What no point may be. Beside these: `unmet`, a budget said to be enough that is not; `overstated`, a
+larger one than one that was met."""
+
+
+def overstated(own: Sequence[Entry]) -> list[Entry]:
+    """Those of a policy's points that say they would need more than another made do with."""
+    met: dict[tuple[str, str], int] = {}
+    for entry in own:
+        if entry.fits:
+            at = entry.step, entry.on
+            met[at] = min(met.get(at, entry.budget), entry.budget)
+    return [e for e in own if lacks(e) and met.get((e.step, e.on), least(e)) < least(e)]
+
+
+def where_of(entry: Entry) -> str:
+    return f"{entry.step}, {entry.on}, {entry.budget:,} bytes"
+
+
+def shown(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table(title="Every policy on every step")
+    heads = ("points", "fit", "infeasible", "asked_again", *WRONG, "unmet", "overstated", "best")
+    for head in ("policy", *heads, "longest s"):
+        table.add_column(head.replace("_", " "), justify="left" if head == "policy" else "right")
+    for row in rows:
+        counts = (str(row[head]) for head in heads)
+        table.add_row(row["policy"], *counts, f"{row['longest']:.1f}")
+    return table
+
+
+def steps_of(folder: Path, entries: Sequence[Entry]) -> dict[str, dict[str, int]]:
+    """Ops and plain peak of each step, by step and machine."""
+    found = {}
+    for step, on in sorted({(entry.step, entry.on) for entry in entries}):
+        name, size = step.split()
+        trace = case_of(folder, name, size, on).trace
+        found[f"{step}, {on}"] = {"ops": len(trace.ops), "peak": trace.peak + trace.slack}
+    return found
+
+
+def latest(file: Path) -> list[Entry]:
+    """The points in a file; of those that say the same but for the recording, the last."""
+    by_name = {(e.step, e.on, e.budget, e.policy): e for e in kept(file).values()}
+    return list(by_name.values())
+
+
+def main() -> None:
+    from penstock.zoo.workloads import names as workloads
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="*", choices=SIZES, default=SIZES)
+    parser.add_argument("--only", nargs="*", default=workloads(), help="workloads")
+    parser.add_argument("--machines", nargs="*", default=MACHINES)
+    parser.add_argument("--policies", nargs="*", default=policies.names())
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--known", action="store_true", help="plan nothing; sum up what is known")
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    console = Console(width=200)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    left_out: dict[str, str] = {}
+    wanted = [] if options.known else product(options.sizes, options.only, options.machines)
+    for size, name, on in wanted:
+        try:
+            case = case_of(options.folder, name, size, on)
+        except PenstockError as error:
+            left_out[f"{name} {size}, {on}"] = str(error).splitlines()[0]
+            continue
+        found = found_on(case, options.folder, asked(options.policies), options.processes)
+        fit, took = sum(entry.fits for entry in found), sum(entry.took for entry in found)
+        console.print(
+            f"{case.step}, {on}: {len(case.trace.ops)} ops, {len(found)} points, {fit} fit, "
+            f"{sum(map(lacks, found))} lack room, {took:.0f} s of planning",
+            *(f"\n  {e.policy} {e.budget:,}: {e.problem}" for e in found if e.problem),
+        )
+    entries = latest(options.folder / "points.jsonl")
+    if not entries:
+        raise SystemExit(f"no points in {options.folder}: run without --known")
+    summed = summary(entries, latest(options.folder / "again.jsonl"))
+    whole = len(SIZES) * len(workloads()) * len(MACHINES) * len(BUDGETS) * len(policies.names())
+    console.print(shown(summed["policies"]))
+    console.print(f"{len(entries):,} of {whole:,} points; {len(summed['findings'])} findings")
+    facts = {
+        "points": len(entries),
+        "of": whole,
+        "budgets": [share.fraction for share in BUDGETS],
+        "search_seconds": SEARCHES,
+        "left_out": left_out,
+        "steps": steps_of(options.folder, entries),
+    }
+    write(options.json, {**where(), **facts, **summed})
+
+
+if __name__ == "__main__":
+    main()
