@@ -52,6 +52,13 @@ def test_without_calibration_a_dtype_has_its_own_peak() -> None:
     [
         ("aten.mm", "matmul"),
         ("aten.addmm", "matmul"),
+        ("aten.mv", "matmul"),
+        ("aten.addmv_", "matmul"),
+        ("aten.dot", "matmul"),
+        ("aten.vdot", "matmul"),
+        ("aten.ger", "matmul"),
+        ("aten.addr", "matmul"),
+        ("aten.lgamma", "pointwise"),  # though there is a product's name in it
         ("aten.convolution_backward", "convolution"),
         ("aten._scaled_dot_product_flash_attention_for_cpu", "attention"),
         ("aten.mkldnn_rnn_layer", "recurrent"),

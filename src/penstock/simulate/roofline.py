@@ -4,7 +4,8 @@ Idea      An op takes its launch, and then the longer of its arithmetic and its 
           what calibration measured of that very op; else of its class; else the machine's peak
           rates times what kernels of that class usually reach.
 Assumes   That ops of one name differ only in flops and bytes. Small matrices and odd shapes reach
-          less; calibrate with steps like yours.
+          less; calibrate with steps like yours. The host's time counts beside that of ops on a CPU;
+          a GPU works off a queue, and waits for the host only where that is empty.
 Inferred  The usual shares below: from public benchmarks of cuBLAS, cuDNN and attention kernels,
           rounded. They are meant for ranking machines; calibrate for truth.
 """
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from penstock.ir.machine import Device, Machine, Rate
 from penstock.ir.trace import Op, Trace
 from penstock.simulate.allocators import allocations, cpu, least_reserved
+from penstock.simulate.queue import idle_before
 
 __all__ = [
     "Sample",
@@ -34,13 +36,15 @@ _CLASSES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("attention", ("scaled_dot_product", "flash_attention", "efficient_attention")),
     ("convolution", ("conv",)),
     ("recurrent", ("rnn", "lstm", "gru")),
-    ("pointwise", ("upsample",)),  # ahead of matmul: some are called bilinear
-    ("matmul", ("mm", "matmul", "linear", "bilinear", "dot", "einsum")),
+    ("pointwise", ("upsample", "gamma")),  # ahead of matmul: bilinear, lgamma
+    ("matmul", ("mm", "addmv", "matmul", "linear", "bilinear", "dot", "einsum")),
     ("norm", ("norm", "softmax")),
     ("lookup", ("embedding", "index", "gather", "scatter", "nll_loss", "topk", "sort")),
     ("optimizer", ("_foreach", "_fused")),
 )
 _OTHER = "pointwise"
+_WHOLE = {"mv": "matmul", "addr": "matmul", "addr_": "matmul", "ger": "matmul"}
+"""Names too short to be looked for in others."""
 
 _SHARES = {  # of peak arithmetic, of peak bandwidth
     "matmul": (0.75, 0.8),
@@ -66,19 +70,26 @@ def priced(trace: Trace, machine: Machine) -> Trace:
     """
     if trace.seconds:
         return trace
-    ops = []
-    for op, freed in zip(trace.ops, freed_before(trace), strict=True):
-        rate = rate_of(machine.device, op)
-        host = machine.device.costs.get(host_key(op), Rate())
-        ops.append(
+    rates = [rate_of(machine.device, op) for op in trace.ops]
+    seconds = [rate.seconds(op.flops, op.moved) for rate, op in zip(rates, trace.ops, strict=True)]
+    hosts = [
+        machine.device.costs.get(host_key(op), Rate()).seconds(0, freed)
+        for op, freed in zip(trace.ops, freed_before(trace), strict=True)
+    ]
+    if trace.device == "cuda":
+        hosts = idle_before([op.name for op in trace.ops], hosts, seconds)
+    found = replace(
+        trace,
+        ops=tuple(
             replace(
                 op,
-                seconds=rate.seconds(op.flops, op.moved),
-                host_seconds=host.seconds(0, freed),
+                seconds=own,
+                host_seconds=host,
                 workspace=op.workspace or int(rate.workspace * op.moved),
             )
-        )
-    found = replace(trace, ops=tuple(ops))
+            for op, own, host, rate in zip(trace.ops, seconds, hosts, rates, strict=True)
+        ),
+    )
     requests = allocations(found)
     held = least_reserved(requests) if trace.device == "cuda" else cpu(requests).reserved_peak
     return replace(found, slack=max(0, held - found.peak) + machine.device.overhead)
@@ -103,6 +114,8 @@ def keys_of(op: Op) -> tuple[str, ...]:
 def class_of(name: str) -> str:
     """The class of an op by its name: `matmul`, `convolution`, `pointwise` ..."""
     bare = name.partition(".")[2]
+    if bare in _WHOLE:
+        return _WHOLE[bare]
     return next((kind for kind, parts in _CLASSES if any(p in bare for p in parts)), _OTHER)
 
 
