@@ -137,6 +137,38 @@ def test_tensors_move_between_devices_as_python_sees_them() -> None:
     assert devices == ["cuda", "cuda", "cuda", "cuda", "cuda", "cpu"]
 
 
+def test_a_batch_that_was_loaded_outside_moves_to_the_gpu() -> None:
+    batch, labels = torch.randn(2, 8), torch.zeros(2, dtype=torch.int64)
+    seen = []
+
+    def make():
+        net = nn.Linear(8, 3)
+
+        def step(_: int) -> None:
+            there = batch.to("cuda"), labels.cuda(), batch.to(torch.float64), batch.to("cpu")
+            seen[:] = [(one.device.type, one.dtype) for one in there]
+            F.cross_entropy(net(there[0]), there[1]).backward()
+
+        return step
+
+    trace = record_fake(make, "cuda")
+    assert seen[:3] == [
+        ("cuda", torch.float32),
+        ("cuda", torch.int64),
+        ("cpu", torch.float64),
+    ]
+    assert there_is_one(trace, "_to_copy", batch.nbytes)
+    assert batch.to(torch.float64).device.type == "cpu"  # afterwards as before
+    assert "to" not in vars(torch.Tensor)
+
+
+def there_is_one(trace: Trace, name: str, nbytes: int) -> bool:
+    made = [
+        trace.values[v].nbytes for op in trace.ops if op.name == f"aten.{name}" for v in op.writes
+    ]
+    return made.count(nbytes) == 1
+
+
 def test_batch_norm_updates_its_statistics() -> None:
     norm = []
 

@@ -1,8 +1,10 @@
-"""What the CPU's kernels keep for backward counts in a step that never ran, too."""
+"""What kernels take for themselves counts in a step that never ran, too."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from penstock.ir.trace import Trace
 from penstock.record.fake import Step, record_fake
@@ -55,3 +57,49 @@ def test_the_products_of_an_lstm_count() -> None:
     backward = [op.flops for op in fake.ops if op.name == f"{LAYER}_backward"]
     assert forward == [2 * 10 * 4 * n for n in weights]
     assert sorted(backward) == [4 * 10 * 4 * n for n in weights]
+
+
+def workspaces(
+    forward: Callable[[Tensor], Tensor], device: str, dtype: torch.dtype = torch.float32
+) -> dict[str, int]:
+    """By op, the bytes that a step through `forward` of 64 x 100 numbers takes while it runs."""
+
+    def make() -> Step:
+        scores = torch.randn(64, 100, dtype=dtype, requires_grad=True)
+
+        def step(_: int) -> None:
+            forward(scores).sum().backward()
+            scores.grad = None
+
+        return step
+
+    trace = record_fake(make, device)
+    return {op.name.removeprefix("aten."): op.workspace for op in trace.ops if op.workspace}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_the_backward_of_softmax_multiplies_into_a_tensor_of_its_own(
+    dtype: torch.dtype,
+) -> None:
+    taken = workspaces(lambda x: x.softmax(1).square(), "cuda", dtype)
+    assert taken == {"_softmax_backward_data": 64 * 100 * dtype.itemsize}
+    assert workspaces(lambda x: x.softmax(1).square(), "cpu", dtype) == {}
+
+
+def test_on_a_gpu_the_backward_of_softmax_copies_what_is_not_contiguous() -> None:
+    whole = 64 * 100 * 4
+    # The gradient of a sum is one number seen at every place.
+    assert workspaces(lambda x: x.log_softmax(1), "cuda") == {"_log_softmax_backward_data": whole}
+    assert workspaces(lambda x: x.log_softmax(1).square(), "cuda") == {}
+    # Its product with the output is whole, so there is nothing to copy.
+    assert workspaces(lambda x: x.softmax(1), "cuda") == {"_softmax_backward_data": whole}
+
+
+def test_what_a_gpu_takes_for_itself_counts_in_the_peak() -> None:
+    def make() -> Step:
+        scores = torch.randn(512, 1024, requires_grad=True)
+        return lambda _: scores.softmax(1).square().sum().backward()
+
+    trace = record_fake(make, "cuda")
+    (op,) = [op for op in trace.ops if op.name == "aten._softmax_backward_data"]
+    assert trace.live[op.index] >= 4 * 512 * 1024 * 4  # weight, output, gradient, and their product

@@ -61,6 +61,8 @@ def as_if_present() -> Iterator[None]:
                 library.impl(name, _never, "CUDA")
         for name, method in methods.items():
             stack.enter_context(replaced(FakeTensor, name, method))
+        for name in ("to", "cuda"):  # of a batch that is loaded outside, and real
+            stack.enter_context(replaced(Tensor, name, methods[name]))
         stack.enter_context(replaced(vars(F)["_VF"], "dropout", _dropout))
         stack.enter_context(replaced(vars(F)["_VF"], "lstm", _lstm))
         stack.enter_context(replaced(F, "scaled_dot_product_attention", _attention))
@@ -109,7 +111,7 @@ def _to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         }
         if memory_format is not None:
             options["memory_format"] = memory_format
-        return Tensor.to(tensor, **options)
+        return torch._C.TensorBase.to(tensor, **options)
     moved: Tensor = aten._to_copy.default(
         tensor, dtype=dtype, device=device, non_blocking=non_blocking, memory_format=memory_format
     )

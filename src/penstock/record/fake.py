@@ -1,7 +1,8 @@
 """One training step recorded without a device: no memory, no compute, the same ops and values.
 
-Tensors are torch's fake ones: they have shapes and storages, but no bytes. What a kernel takes for
-itself and how long it runs is not seen; `simulate.roofline` prices it.
+Tensors are torch's fake ones: they have shapes and storages, but no bytes. How long a kernel runs is
+not seen, and what it takes for itself only where `record.kernels` knows it; `simulate.roofline` prices
+both.
 
 Small tensors that are made of constants alone (positions, masks, schedules), and small batches of
 integers, keep their values beside the shape: code that asks them decides as in a real step.
@@ -40,8 +41,8 @@ from penstock.dispatch.schema import facts_of, tensors_in
 from penstock.errors import TraceError
 from penstock.ir.trace import Trace
 from penstock.record.absent import NOWHERE, as_if_present, is_absent, replaced, told
-from penstock.record.kernels import with_scratch
-from penstock.record.measure import Cost
+from penstock.record.kernels import scratch_on_gpu, with_scratch
+from penstock.record.measure import Cost, Foreseen
 from penstock.record.step import Recorder
 
 __all__ = ["record_fake"]
@@ -196,6 +197,7 @@ class _Fakes:
                 self._mode.fake_tensor_converter.invalidate_constant_aliases(filled.constant)
             if filled.constant is None:
                 return filled, _UNKNOWN
+        cost = Foreseen(scratch_on_gpu(func, args)) if self._place.type == "cuda" else _UNKNOWN
         result = with_scratch(func, args, func(*args, **kwargs))
         is_constant = (
             isinstance(result, FakeTensor)
@@ -210,7 +212,7 @@ class _Fakes:
                 real = func(*args, **kwargs | place)
             device, result = result.device, self._known(real)
             cast(FakeTensor, result).fake_device = device
-        return result, _UNKNOWN
+        return result, cost
 
     def _fake(self, tensor: Tensor) -> Tensor:
         if isinstance(tensor, FakeTensor):
@@ -237,7 +239,7 @@ def _is_small(tensor: Tensor) -> bool:
     return tensor.numel() <= (_KNOWN_UP_TO if tensor.is_floating_point() else _COUNTED_UP_TO)
 
 
-_UNKNOWN = Cost(lambda: 0.0, 0, 0)
+_UNKNOWN = Foreseen()
 _CPU = torch.device("cpu")
 _DEVICE = torch.ops.prim.device.default
 _FILLS = {

@@ -1,7 +1,13 @@
-"""What some of the CPU's kernels keep for backward that torch's fake tensors do not show.
+"""What some kernels take for themselves that torch's fake tensors do not show.
 
-oneDNN's recurrent layer returns its scratch as an output, whose size only oneDNN knows. It grows by
-the same bytes with every step of the sequence (pages aside), so two real calls on short ones tell it.
+On a CPU, oneDNN's recurrent layer returns its scratch as an output, whose size only oneDNN knows. It
+grows by the same bytes with every step of the sequence (pages aside), so two real calls on short ones
+tell it.
+
+On a GPU, the backward of softmax multiplies gradient and output into a tensor of its own first, and it
+and that of log-softmax copy what is not contiguous: `softmax_backward_cuda_out`, `host_softmax_backward`
+in aten/src/ATen/native/cuda/SoftMax.cu of torch 2.13. Of other kernels there it is not said here what
+they take: `simulate.roofline` has what calibration saw.
 """
 
 from functools import cache
@@ -12,11 +18,31 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
-__all__ = ["with_scratch"]
+__all__ = ["scratch_on_gpu", "with_scratch"]
 
 _LAYER = torch.ops.aten.mkldnn_rnn_layer.default
 _SCRATCH = 3  # its place among the layer's outputs
 _SHORT = (32, 64)  # steps of the sequences that are really run
+
+
+_SOFTMAX_BACKWARD = torch.ops.aten._softmax_backward_data.default
+_LOG_SOFTMAX_BACKWARD = torch.ops.aten._log_softmax_backward_data.default
+
+
+def scratch_on_gpu(func: OpOverload, args: tuple[Any, ...]) -> int:
+    """Bytes that a call on fake tensors of a GPU would take while it runs, as far as its source says."""
+    if func not in (_SOFTMAX_BACKWARD, _LOG_SOFTMAX_BACKWARD) or args[0].numel() == 0:
+        return 0
+    gradient, output = args[:2]
+    product = 0
+    if func is _SOFTMAX_BACKWARD:
+        gradient = gradient * output
+        product = _nbytes(gradient)
+    return product + sum(_nbytes(one) for one in (gradient, output) if not one.is_contiguous())
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def with_scratch(func: OpOverload, args: tuple[Any, ...], result: Any) -> Any:

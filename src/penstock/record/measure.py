@@ -15,6 +15,7 @@ __all__ = [
     "Cost",
     "CpuStopwatch",
     "CudaStopwatch",
+    "Foreseen",
     "Stopwatch",
     "dtype_of",
     "flops_of",
@@ -43,6 +44,19 @@ class Cost:
         """Bytes that the call held beyond its `outputs` and gave back."""
         beyond = self.peak_above - max(outputs, self.settled_above)
         return beyond if beyond >= _NOTABLE else 0
+
+
+class Foreseen(Cost):
+    """The cost of a call that never ran: no seconds, and the scratch that its kernel is known to take."""
+
+    __slots__ = ("_scratch",)
+
+    def __init__(self, scratch: int = 0) -> None:
+        super().__init__(lambda: 0.0, 0, 0)
+        self._scratch = scratch
+
+    def scratch(self, outputs: int) -> int:  # noqa: ARG002  (it is known without)
+        return self._scratch
 
 
 class Stopwatch(Protocol):
@@ -112,7 +126,8 @@ def flops_of(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], r
         rows = sequence.numel() // sequence.shape[-1]
         return int(2 * rows * (to_gates.numel() + from_state.numel()) * _RECURRENT_ON_CPU[func])
     if count is None:
-        return 0
+        place = _VECTOR_PRODUCTS.get(func._overloadpacket)
+        return 0 if place is None else 2 * int(args[place].numel())
     return int(count(*args, **kwargs, out_val=result))
 
 
@@ -122,6 +137,14 @@ _RECURRENT_ON_CPU = {
     torch.ops.aten.mkldnn_rnn_layer_backward.default: 2,
 }
 """With the number of products that each weight takes part in, for every row."""
+_VECTOR_PRODUCTS = {
+    torch.ops.aten.mv: 0,
+    torch.ops.aten.addmv: 1,
+    torch.ops.aten.addmv_: 1,
+    torch.ops.aten.dot: 0,
+    torch.ops.aten.vdot: 0,
+}
+"""With the place of the argument that has as many elements as there are products."""
 
 
 def dtype_of(tensors: Sequence[Tensor]) -> str:
