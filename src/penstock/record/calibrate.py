@@ -6,11 +6,13 @@ sizes that span two orders of magnitude.
 """
 
 import gc
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from penstock.dispatch.clock import Clock
 from penstock.dispatch.resident import Meter
 from penstock.ir.machine import Machine, Rate
-from penstock.ir.trace import Op, Trace
+from penstock.ir.trace import Op, Phase, Trace
 from penstock.record.measure import stopwatch_for
 from penstock.record.step import Recorder
 from penstock.simulate.roofline import Sample, fitted, freed_before, host_key, keys_of
@@ -45,17 +47,18 @@ def calibrated(
     `told(label, done, of)` hears of each model before it is trained.
     """
     samples: defaultdict[str, list[Sample]] = defaultdict(list)
-    loops = _loops()
-    before = meter.resident()
+    loops = [*_loops(), *(_large_loops() if device.type == "cuda" else ())]
+    before = meter.used()
     grown = []
-    state = torch.random.get_rng_state()
-    for done, loop in enumerate(loops):
-        told(loop.label, done, len(loops))
-        for key, sample in _samples(_steps(loop, device, meter)):
-            samples[key].append(sample)
-        gc.collect()
-        grown.append(max(0, meter.resident() - before))
-    torch.random.set_rng_state(state)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for done, loop in enumerate(loops):
+            told(loop.label, done, len(loops))
+            traces = _steps(loop, device, meter)
+            hosts = _queued(loop, device, traces[0]) if device.type == "cuda" else _hosts(traces)
+            for key, sample in (*_samples(traces), *hosts):
+                samples[key].append(sample)
+            gc.collect()
+            grown.append(max(0, meter.used() - before))
     costs = {key: fitted(seen) for key, seen in samples.items() if _tells(key, seen)}
     rates = {
         dtype: _best(samples, f"matmul {dtype}")
@@ -68,8 +71,9 @@ def calibrated(
         bandwidth=bandwidth,
         flops=rates,
         costs=costs,
-        # A process trains one model, not all of ours: what the first few left behind.
-        overhead=int(median(grown[:3])) if device.type == "cpu" else 0,
+        # A process trains one model, not all of ours: what the first few left behind. On a GPU, what
+        # libraries keep for themselves.
+        overhead=int(median(grown[:3])),
     )
     return replace(machine, device=device_now)
 
@@ -89,8 +93,7 @@ def _best(samples: dict[str, list[Sample]], key: str) -> float:
 
 def _samples(traces: Sequence[Trace]) -> Iterator[tuple[str, Sample]]:
     """Each op of a step by the names under which it is looked up, with its median over the steps."""
-    steps = zip(*(trace.ops for trace in traces), strict=True)
-    for ops, freed in zip(steps, freed_before(traces[0]), strict=True):
+    for ops in zip(*(trace.ops for trace in traces), strict=True):
         op: Op = ops[0]
         sample = Sample(
             op.flops,
@@ -100,16 +103,53 @@ def _samples(traces: Sequence[Trace]) -> Iterator[tuple[str, Sample]]:
         )
         for key in keys_of(op):
             yield key, sample
-        host = median(one.host_seconds for one in ops)
-        yield host_key(op), Sample(0, freed, host)
+
+
+def _hosts(traces: Sequence[Trace]) -> Iterator[tuple[str, Sample]]:
+    """The host's time before each op, by phase."""
+    steps = zip(*(trace.ops for trace in traces), strict=True)
+    for ops, freed in zip(steps, freed_before(traces[0]), strict=True):
+        yield host_key(ops[0]), Sample(0, freed, median(one.host_seconds for one in ops))
+
+
+def _queued(loop: "_Loop", device: torch.device, trace: Trace) -> Iterator[tuple[str, Sample]]:
+    """The host's time for an op of each phase when it only asks for it: the recorder would take its share.
+
+    Each phase begins on an idle device, whose queue then has room for all of the phase.
+    """
+    model, optimizer = _made(loop, device)
+    seconds: defaultdict[Phase, list[float]] = defaultdict(list)
+
+    def timed(phase: Phase, run: Callable[[], Any]) -> Any:
+        torch.cuda.synchronize(device)
+        begun = time.perf_counter()
+        result = run()
+        seconds[phase].append(time.perf_counter() - begun)
+        return result
+
+    for _ in range(_WARM_UP + _REPEATS):
+        with torch.autocast(device.type, torch.bfloat16, enabled=loop.is_mixed):
+            loss = timed(Phase.FORWARD, model)
+        timed(Phase.BACKWARD, loss.backward)
+        del loss
+        timed(Phase.OPTIMIZER, optimizer.step)
+        optimizer.zero_grad()
+    for phase, taken in seconds.items():
+        ops = [op for op in trace.ops if op.phase is phase]
+        if ops:
+            yield host_key(ops[0]), Sample(0, 0, median(taken[_WARM_UP:]) / len(ops))
+
+
+def _made(loop: "_Loop", device: torch.device) -> tuple[nn.Module, Optimizer]:
+    torch.manual_seed(0)
+    with device:
+        model = loop.make()
+        return model, loop.optimizer(model.parameters())
 
 
 def _steps(loop: "_Loop", device: torch.device, meter: Meter) -> list[Trace]:
     """The traces of a few steps of one loop."""
-    torch.manual_seed(0)
-    with device:
-        model = loop.make()
-        optimizer = loop.optimizer(model.parameters())
+    model, optimizer = _made(loop, device)
     recorder = Recorder(device, stopwatch_for(device, meter))
     traces = []
     recorder.open()
@@ -190,6 +230,33 @@ def _loops() -> list[_Loop]:
             (256, 32, 128, adam),
             (512, 32, 128, lists),
         )
+    ]
+    return found
+
+
+def _large_loops() -> list[_Loop]:
+    """Sizes at which a GPU's kernels are longer than their launch. Some 4 GiB at most."""
+    adamw, lists = partial(AdamW, foreach=False), partial(AdamW, foreach=True)
+    found = [
+        _Loop(
+            f"transformer, {width} wide, {batch} x {length} tokens{', bfloat16' * mixed}",
+            partial(_Transformer, width, batch, length, gated=False),
+            optimizer,
+            mixed,
+        )
+        for width, batch, length, mixed, optimizer in (
+            (1024, 8, 1024, False, lists),
+            (2048, 8, 512, False, adamw),
+            (2048, 8, 1024, True, lists),
+        )
+    ]
+    found += [
+        _Loop(
+            f"convolutions, {channels} channels, {batch} x {pixels}x{pixels} pixels",
+            partial(_Convolutions, channels, batch, pixels),
+            lists,
+        )
+        for channels, batch, pixels in ((64, 32, 128), (128, 32, 64), (512, 32, 16))
     ]
     return found
 
