@@ -44,14 +44,67 @@ def test_the_peak_is_remembered_until_it_is_reset(device: str) -> None:
     assert meter.peak() - meter.resident() < MIB
 
 
-def test_a_shorter_measurement_does_not_forget_the_longer_ones_peak() -> None:
-    meter = meter_for(torch.device("cpu"))
+@on_devices
+def test_a_shorter_measurement_does_not_forget_the_longer_ones_peak(device: str) -> None:
+    meter = meter_for(torch.device(device))
     meter.reset_peak()
-    before = meter.resident()
-    large("cpu")
+    before = meter.used()
+    large(device)
     meter.restart()
-    assert meter.recent_peak() - before < LARGE // 2
-    assert meter.peak() - before >= NEARLY
+    assert meter.recent_needed() - before < LARGE // 2
+    assert meter.needed() - before >= NEARLY
+    assert meter.peak() >= meter.needed()
+    meter.reset_peak()
+    assert meter.needed() - before < LARGE // 2
+
+
+class Stats:
+    """The counters of a caching allocator, as `torch.cuda` tells them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.counters = {
+            what: {"all": {"current": 0, "peak": 0}}
+            for what in ("allocated_bytes", "reserved_bytes")
+        }
+        monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: self.counters)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", self.reset)
+
+    def hold(self, allocated: int, reserved: int) -> None:
+        told = zip(self.counters.values(), (allocated, reserved), strict=True)
+        for counter, now in told:
+            counter["all"]["current"] = now
+            counter["all"]["peak"] = max(counter["all"]["peak"], now)
+
+    def reset(self, _device: torch.device) -> None:
+        for counter in self.counters.values():
+            counter["all"]["peak"] = counter["all"]["current"]
+
+
+def test_on_cuda_what_the_allocator_keeps_for_later_is_held_but_not_needed(monkeypatch) -> None:
+    stats = Stats(monkeypatch)
+    meter = meter_for(torch.device("cuda", 0))
+    stats.hold(70, 100)
+    stats.hold(30, 100)
+    meter.reset_peak()
+    assert (meter.resident(), meter.used()) == (100, 30)
+    assert (meter.peak(), meter.needed()) == (100, 30)
+
+
+def test_on_cuda_the_peak_of_a_step_outlives_the_measurement_of_each_of_its_ops(
+    monkeypatch,
+) -> None:
+    stats = Stats(monkeypatch)
+    meter = meter_for(torch.device("cuda", 0))
+    meter.reset_peak()
+    stats.hold(70, 120)
+    stats.hold(20, 80)
+    meter.restart()
+    stats.hold(50, 90)
+    stats.hold(10, 90)
+    assert meter.recent_needed() == 50
+    assert (meter.needed(), meter.peak()) == (70, 120)
+    meter.reset_peak()
+    assert (meter.needed(), meter.peak()) == (10, 90)
 
 
 TIGHT = """

@@ -2,7 +2,8 @@
 
 On a CPU that is the process's resident set, read from the kernel; it is a true measure only if the
 C allocator returns what is freed, so `TightAllocator` tells it to. On CUDA it is what the
-caching allocator has reserved.
+caching allocator has reserved: what it was asked for, and what it keeps for the next request. Only the
+first of these is needed, as far as free blocks fit.
 """
 
 import ctypes
@@ -42,7 +43,19 @@ class Meter(Protocol):
         """The most bytes held since `reset_peak`."""
         ...
 
+    def needed(self) -> int:
+        """The most bytes `used` since `reset_peak`."""
+        ...
+
     def reset_peak(self) -> None: ...
+
+    def recent_needed(self) -> int:
+        """The most bytes `used` since `restart`."""
+        ...
+
+    def restart(self) -> None:
+        """Begin a shorter measurement inside the one that `reset_peak` began."""
+        ...
 
 
 class CpuMeter:
@@ -63,9 +76,15 @@ class CpuMeter:
     def peak(self) -> int:
         return max(self._highest, self.recent_peak())
 
+    def needed(self) -> int:
+        return self.peak()
+
     def reset_peak(self) -> None:
         self._highest = 0
         os.pwrite(self._clear, b"5", 0)
+
+    def recent_needed(self) -> int:
+        return self.recent_peak()
 
     def recent_peak(self) -> int:
         """The most bytes held since `restart`."""
@@ -74,7 +93,6 @@ class CpuMeter:
         return int(status[at : status.index(b"kB", at)]) * 1024
 
     def restart(self) -> None:
-        """Begin a shorter measurement inside the one that `reset_peak` began."""
         self._highest = max(self._highest, self.recent_peak())
         os.pwrite(self._clear, b"5", 0)
 
@@ -84,22 +102,39 @@ class CpuMeter:
 
 
 class CudaMeter:
-    """What the caching allocator of one CUDA device has reserved."""
+    """What the caching allocator of one CUDA device has reserved, and of that what it was asked for."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._highest = self._highest_used = 0  # of what `restart` cut off
 
     def resident(self) -> int:
-        return torch.cuda.memory_reserved(self._device)
+        return self._bytes("reserved_bytes", "current")
 
     def used(self) -> int:
-        return torch.cuda.memory_allocated(self._device)
+        return self._bytes("allocated_bytes", "current")
 
     def peak(self) -> int:
-        return torch.cuda.max_memory_reserved(self._device)
+        return max(self._highest, self._bytes("reserved_bytes", "peak"))
+
+    def needed(self) -> int:
+        return max(self._highest_used, self.recent_needed())
 
     def reset_peak(self) -> None:
+        self._highest = self._highest_used = 0
         torch.cuda.reset_peak_memory_stats(self._device)
+
+    def recent_needed(self) -> int:
+        return self._bytes("allocated_bytes", "peak")
+
+    def restart(self) -> None:
+        self._highest, self._highest_used = self.peak(), self.needed()
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+    def _bytes(self, what: str, when: str) -> int:
+        # Nested: `memory_stats` flattens and sorts some hundred numbers first.
+        stats = torch.cuda.memory_stats_as_nested_dict(self._device)
+        return int(stats[what]["all"][when]) if stats else 0  # empty before CUDA is used
 
 
 def meter_for(device: torch.device) -> CpuMeter | CudaMeter:

@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812  (its name everywhere)
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from penstock.dispatch.clock import Clock
-from penstock.dispatch.resident import Meter
+from penstock.dispatch.resident import CpuMeter, CudaMeter
 from penstock.ir.machine import Machine, Rate
 from penstock.ir.trace import Op, Phase, Trace
 from penstock.record.measure import stopwatch_for
@@ -39,7 +39,7 @@ _FEW = 3
 def calibrated(
     machine: Machine,
     device: torch.device,
-    meter: Meter,
+    meter: CpuMeter | CudaMeter,
     told: Callable[[str, int, int], None] = lambda label, done, of: None,
 ) -> Machine:
     """`machine` with the cost of its ops. Takes a minute or two on a CPU.
@@ -147,7 +147,7 @@ def _made(loop: "_Loop", device: torch.device) -> tuple[nn.Module, Optimizer]:
         return model, loop.optimizer(model.parameters())
 
 
-def _steps(loop: "_Loop", device: torch.device, meter: Meter) -> list[Trace]:
+def _steps(loop: "_Loop", device: torch.device, meter: CpuMeter | CudaMeter) -> list[Trace]:
     """The traces of a few steps of one loop."""
     model, optimizer = _made(loop, device)
     recorder = Recorder(device, stopwatch_for(device, meter))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils.flop_counter import flop_registry, sdpa_flop
 
-from penstock.dispatch.resident import CpuMeter, Meter
+from penstock.dispatch.resident import CpuMeter, CudaMeter
 
 __all__ = [
     "Cost",
@@ -28,12 +28,23 @@ _NOTABLE = 256 * 1024
 
 
 class Cost:
-    """What one call cost; on CUDA the seconds are known only after a synchronisation."""
+    """What one call cost; on CUDA the seconds are known only after a synchronisation.
 
-    __slots__ = ("_seconds", "peak_above", "settled_above")
+    `asking`: host seconds to ask a device for it that works off a queue. On a CPU they are the call's
+    own.
+    """
 
-    def __init__(self, seconds: Callable[[], float], peak_above: int, settled_above: int) -> None:
+    __slots__ = ("_seconds", "asking", "peak_above", "settled_above")
+
+    def __init__(
+        self,
+        seconds: Callable[[], float],
+        peak_above: int,
+        settled_above: int,
+        asking: float = 0.0,
+    ) -> None:
         self._seconds = seconds
+        self.asking = asking
         self.peak_above = peak_above  # bytes: the most held during the call, above what was before
         self.settled_above = settled_above  # bytes: held after it, above what was before
 
@@ -86,33 +97,34 @@ class CpuStopwatch:
 
 
 class CudaStopwatch:
-    """Events around the call, and the allocator's own peak."""
+    """Events around the call on the device's current stream, and the allocator's own peak."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, meter: CudaMeter) -> None:
+        self._device, self._meter = device, meter
 
     def run(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Cost]:
-        before = torch.cuda.memory_allocated(self._device)
-        torch.cuda.reset_peak_memory_stats(self._device)
+        before = self._meter.used()
+        self._meter.restart()
         start = torch.cuda.Event(enable_timing=True)
         end = torch.cuda.Event(enable_timing=True)
-        start.record()
+        start.record(torch.cuda.current_stream(self._device))
+        asked = time.perf_counter()
         result = func(*args, **kwargs)
-        end.record()
-        peak = torch.cuda.max_memory_allocated(self._device)
-        after = torch.cuda.memory_allocated(self._device)
+        asking = time.perf_counter() - asked
+        end.record(torch.cuda.current_stream(self._device))
+        peak, after = self._meter.recent_needed(), self._meter.used()
 
         def seconds() -> float:
             end.synchronize()
             return float(start.elapsed_time(end)) / 1e3
 
-        return result, Cost(seconds, peak - before, after - before)
+        return result, Cost(seconds, peak - before, after - before, asking)
 
 
-def stopwatch_for(device: torch.device, meter: Meter) -> Stopwatch:
-    return CpuStopwatch(meter) if isinstance(meter, CpuMeter) else CudaStopwatch(device)
+def stopwatch_for(device: torch.device, meter: CpuMeter | CudaMeter) -> Stopwatch:
+    return CpuStopwatch(meter) if isinstance(meter, CpuMeter) else CudaStopwatch(device, meter)
 
 
 def flops_of(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> int:

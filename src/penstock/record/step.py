@@ -25,6 +25,7 @@ from penstock.dispatch.storage import StorageRef, key_of, storage_of
 from penstock.ir.trace import Kind, Op, OpIndex, Phase, StorageId, Trace, Value, ValueId
 from penstock.record.measure import Cost, Stopwatch, dtype_of, flops_of, moved_bytes
 from penstock.record.modules import ModulePaths
+from penstock.simulate.queue import idle_before
 
 __all__ = ["Recorder", "Recording"]
 
@@ -86,6 +87,12 @@ class Recorder:
         # Values that died before the first op were never part of this step.
         kept = [v for v in self._versions if not (v.producer is None and v.freed == -1)]
         number = {id(version): ValueId(index) for index, version in enumerate(kept)}
+        seconds = [op.cost.seconds() for op in self._ops]
+        hosts = [op.host_seconds for op in self._ops]
+        if self._device.type == "cuda":
+            names = [op.facts.name for op in self._ops]
+            asking = [host + op.cost.asking for host, op in zip(hosts, self._ops, strict=True)]
+            hosts = idle_before(names, asking, seconds)
         ops = tuple(
             Op(
                 OpIndex(index),
@@ -93,8 +100,8 @@ class Recorder:
                 op.phase,
                 tuple(number[id(v)] for v in op.reads),
                 tuple(number[id(v)] for v in op.writes),
-                op.cost.seconds(),
-                op.host_seconds,
+                seconds[index],
+                hosts[index],
                 op.flops,
                 op.moved,
                 op.scratch,

@@ -1,0 +1,67 @@
+"""Calibration: what it measures, under which names, and that it leaves no trace in random numbers."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.optim import AdamW
+
+from penstock.dispatch.resident import meter_for
+from penstock.ir.machine import Machine
+from penstock.record import calibrate
+from penstock.record.calibrate import calibrated
+from penstock.record.machine import describe
+
+CPU = torch.device("cpu")
+HOSTS = {"host forward", "host backward", "host optimizer"}
+
+
+def tiny() -> calibrate._Loop:
+    make = partial(calibrate._Transformer, 64, 1, 16, gated=False)
+    return calibrate._Loop("tiny", make, partial(AdamW, foreach=False))
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    monkeypatch.setattr(calibrate, "_loops", lambda: [tiny()])
+    return calibrated(describe(CPU, ()), CPU, meter_for(CPU))
+
+
+def test_ops_have_rates_and_the_host_has_its_pace(machine: Machine) -> None:
+    costs = machine.device.costs
+    assert {"matmul float32", "pointwise", "norm", "lookup", *HOSTS} <= set(costs)
+    assert "aten.embedding" not in costs  # one size says nothing of a rate
+    assert all(costs[host].launch > 0 for host in HOSTS)
+    assert machine.device.flops["float32"] > 0
+
+
+def test_the_next_random_number_is_the_one_that_would_have_been(monkeypatch) -> None:
+    monkeypatch.setattr(calibrate, "_loops", lambda: [tiny()])
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    calibrated(describe(CPU, ()), CPU, meter_for(CPU))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_queue_is_filled_at_the_pace_of_plain_steps_phase_by_phase(monkeypatch) -> None:
+    """As on a GPU, but for the queue: here each request runs at once."""
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    loop = tiny()
+    trace = calibrate._steps(loop, CPU, meter_for(CPU))[0]
+    found = dict(calibrate._queued(loop, CPU, trace))
+    assert set(found) == HOSTS
+    assert all(0 < one.seconds < 0.1 and (one.flops, one.moved) == (0, 0) for one in found.values())
+    assert waited == [CPU] * 3 * (calibrate._WARM_UP + calibrate._REPEATS)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+def test_a_gpu_is_calibrated(monkeypatch) -> None:
+    monkeypatch.setattr(calibrate, "_loops", lambda: [tiny()])
+    monkeypatch.setattr(calibrate, "_large_loops", list)
+    device = torch.device("cuda", 0)
+    machine = calibrated(describe(device, ()), device, meter_for(device))
+    assert set(machine.device.costs) >= HOSTS
+    assert machine.device.overhead > 0  # what cuBLAS works in
