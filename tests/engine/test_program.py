@@ -1,14 +1,23 @@
 """A plan made ready to be followed: each op has what the engine must do around it, and no more."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.engine.program import Discard, Instruction, Pass, Program, compile_program
+from penstock.engine.program import (
+    CopyAhead,
+    Discard,
+    Instruction,
+    Pass,
+    Program,
+    compile_program,
+)
 from penstock.errors import PlanError, TraceError
 from penstock.ir.machine import Device, Direct, Link, Machine, Tier
 from penstock.ir.plan import Place, Plan, Recompute, Swap
@@ -207,17 +216,33 @@ def test_every_large_value_is_bound_once(trace: Trace) -> None:
 def test_no_action_of_a_schedule_is_lost(data: st.DataObject) -> None:
     trace = data.draw(traces())
     program = compiled(trace, data.draw(plans(trace, MACHINE)))
-    for around, found in zip(program.schedule.around, program.instructions, strict=True):
+    ahead: set[int] = set()  # rows of the copies out that have begun while their value is read
+    for op, (around, found) in enumerate(
+        zip(program.schedule.around, program.instructions, strict=True)
+    ):
         it = found or Instruction()
         joined = [action for _, action in it.before if isinstance(action, Pass)]
         runs = [(row, action) for row, action in around.before if isinstance(action, Run)]
         others = [numbered for numbered in around.before if not isinstance(numbered[1], Run)]
         assert len(joined) == bool(runs)
         assert [row for one in joined for row in one.rows] == [row for row, _ in runs]
-        assert {row: a for row, a in it.before if not isinstance(a, Pass)} == dict(others)
+        single = [numbered for numbered in it.before if not isinstance(numbered[1], Pass)]
+        assert begins(single) == begins(others)
         dropped = [(row, act.value) for row, act in around.after if isinstance(act, Drop)]
         assert [(row, a.value) for row, a in it.after if isinstance(a, Discard)] == dropped
-        assert len(it.after) == len(around.after)
+        here = (*it.before, *it.after)
+        ahead.update(row for row, action in here if isinstance(action, CopyAhead))
+        leaving = [(row, a) for row, a in it.after if isinstance(a, Evict) and row in ahead]
+        assert all(action.after == op for _, action in leaving)
+        ahead -= {row for row, _ in leaving}
+        assert begins(it.after[len(leaving) :]).keys() == begins(around.after).keys()
+    assert not ahead  # all that was copied has left
+
+
+def begins(actions: Iterable[tuple[int, Any]]) -> dict[int, Any]:
+    """By row, the action; of a copy out, be it ahead or not, only its transfer."""
+    out = (Evict, CopyAhead)
+    return {row: a.transfer if isinstance(a, out) else a for row, a in actions}
 
 
 def test_a_plan_that_places_values_is_refused_by_the_name_of_its_policy() -> None:
@@ -231,4 +256,26 @@ def test_a_plan_that_places_values_is_refused_by_the_name_of_its_policy() -> Non
         "policy autotm places 2 values in tier disk for direct access, which a step in PyTorch on cpu "
         "cannot carry out; simulate it (penstock plan, penstock compare), or choose a policy that swaps "
         "or recomputes"
+    )
+
+
+def test_what_is_still_read_is_copied_first_and_leaves_when_its_last_reader_has_run() -> None:
+    early = replace(swap(CHAIN, 1), evict_at=OpIndex(1))  # h, which op 1 reads
+    program = compiled(CHAIN, Plan((early,)))
+    around = [
+        (op, side, type(action))
+        for op in (0, 1)
+        for side in ("before", "after")
+        for _, action in getattr(instruction(program, op), side)
+    ]
+    assert around in (
+        [(0, "after", CopyAhead), (1, "after", Evict)],
+        [(1, "before", CopyAhead), (1, "after", Evict)],
+    )
+    in_time = compiled(CHAIN, Plan((swap(CHAIN, 1),)))
+    assert not any(
+        isinstance(action, CopyAhead)
+        for it in in_time.instructions
+        if it is not None
+        for _, action in (*it.before, *it.after)
     )

@@ -24,9 +24,10 @@ from penstock.engine.tiers import TierStore
 from penstock.engine.tiers.disk import DiskStore
 from penstock.engine.tiers.host import HostStore
 from penstock.ir.machine import Device, Link, Machine, Tier
-from penstock.ir.plan import Plan
+from penstock.ir.plan import Plan, Swap
 from penstock.ir.policy import Problem
 from penstock.ir.timeline import lane_of
+from penstock.ir.trace import OpIndex
 from penstock.record.measure import stopwatch_for
 from penstock.record.step import Recorder, Recording
 from penstock.simulate.least import least_budget
@@ -333,3 +334,23 @@ def test_every_gradient_is_that_of_plain_pytorch_whatever_the_plan(
 
         carried_out()
     assert moved > 10 * EXAMPLES  # the plans did something
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_copied_out_while_it_is_read_has_left_when_it_was_read(
+    device: str, tmp_path: Path
+) -> None:
+    with bench_of("residual", device, tmp_path) as bench:
+        trace = bench.recording.trace
+        swaps = []
+        for gap in trace.saved_gaps(SMALLEST):
+            made = trace.values[gap.value].producer
+            if made is not None and made < gap.start and gap.stop > gap.start + 1:
+                waits = OpIndex(gap.start + 1)
+                swaps.append(Swap(gap, "host", OpIndex(made + 1), gap.stop, fence=waits))
+        assert swaps
+        found, engine = bench.carry_out(Plan(tuple(swaps)), ROOMY)
+        assert found == bench.expected
+    done = engine.manager.statistics
+    assert done.evictions == done.prefetches == STEPS * len(swaps)
+    assert done.recalled == done.fetches == 0

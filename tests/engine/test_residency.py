@@ -256,6 +256,98 @@ def test_a_late_notice_of_the_former_owners_death_harms_nobody(manager, device) 
     assert manager.known[resident.ref.key] is resident
 
 
+# -- ahead of the eviction --------------------------------------------------------------------------
+
+
+def begun(manager: ResidencyManager, tensor: Tensor):
+    """A copy out of the tensor's storage has begun; its bytes are in use."""
+    resident = manager.meet(tensor.untyped_storage())
+    return resident, manager.copy_ahead(resident, "host")
+
+
+@pytest.mark.parametrize("ends", ["before it leaves", "after it left"])
+def test_a_copy_that_began_ahead_frees_the_bytes_when_they_have_left(
+    manager, store, device, ends: str
+) -> None:
+    a = noise(device)
+    bits = a.clone()
+    if ends == "after it left":
+        store.writes.clear()
+    resident, copy = begun(manager, a)
+    if ends == "before it leaves":
+        copy.wait()
+    assert torch.equal(a, bits)  # it is still there to be read
+    assert resident.place is Place.HERE
+    assert manager.resident_bytes_away() == 0
+    assert manager.evict(resident, "host") is copy
+    assert not has_bytes(a.untyped_storage()) or ends == "after it left"
+    store.writes.set()
+    manager.settle(copy)
+    assert copy.holder is None
+    assert manager.resident_bytes_away() == a.nbytes
+    assert store.entered.count("write") == 1
+    manager.bring_back(resident, NOTHING)
+    assert_here(manager, a, bits)
+    assert in_use(manager, store) == 0
+
+
+def test_a_write_calls_off_a_copy_that_began_ahead(manager, store, device) -> None:
+    a = noise(device)
+    store.writes.clear()
+    resident, copy = begun(manager, a)
+    manager.call_off(resident)
+    a.fill_(3.0)
+    store.writes.set()
+    copy.wait()
+    assert manager.evict(resident, "host") is not copy
+    manager.settle(resident.copy)
+    manager.bring_back(resident, NOTHING)
+    assert_here(manager, a, torch.full_like(a, 3.0))
+    assert in_use(manager, store) == 0
+
+
+def test_a_copy_that_began_ahead_is_called_back_like_any_other(manager, store, device) -> None:
+    a = noise(device)
+    bits = a.clone()
+    store.writes.clear()
+    resident, _ = begun(manager, a)
+    manager.evict(resident, "host")
+    manager.bring_back(resident, NOTHING)
+    assert_here(manager, a, bits)
+    assert "read" not in store.entered
+    assert in_use(manager, store) == 0
+
+
+def test_what_dies_while_it_is_copied_ahead_lives_until_the_copy_has_ended(
+    manager, store, device
+) -> None:
+    a = noise(device)
+    store.writes.clear()
+    resident, copy = begun(manager, a)
+    del a
+    assert resident.ref() is not None
+    store.writes.set()
+    copy.wait()
+    manager.close()  # the lane has let go of it
+    gc.collect()
+    assert resident.ref() is None
+    assert not manager.known
+    assert not manager.ahead
+    assert in_use(manager, store) == 0
+
+
+def test_a_copy_ahead_that_failed_is_made_again(manager, store, device) -> None:
+    a = noise(device)
+    bits = a.clone()
+    store.fails = 1
+    resident, copy = begun(manager, a)
+    copy.wait()
+    manager.settle(manager.evict(resident, "host"))
+    manager.bring_back(resident, NOTHING)
+    assert_here(manager, a, bits)
+    assert in_use(manager, store) == 0
+
+
 # -- dropping -------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "CAN_SWAP",
     "StorageRef",
     "address_of",
+    "alias_of",
     "byte_view",
     "give_bytes",
     "has_bytes",
@@ -96,6 +97,14 @@ def has_bytes(storage: UntypedStorage) -> bool:
         return storage.data_ptr() != 0
     except RuntimeError:  # torch will not hand out a null pointer
         return False
+
+
+def alias_of(storage: UntypedStorage) -> UntypedStorage:
+    """The bytes of `storage`, not owned: they must outlive it, wherever they are exchanged to."""
+    found: Any = torch._C._construct_storage_from_data_pointer(
+        storage.data_ptr(), storage.device, storage.nbytes()
+    )
+    return found  # type: ignore[no-any-return]
 
 
 def byte_view(storage: UntypedStorage) -> Tensor:

@@ -31,7 +31,7 @@ from penstock.engine.lanes import Copy
 from penstock.engine.lineage import Call, capture, fresh_storages, run_again
 from penstock.engine.log import Log
 from penstock.engine.needs import output_bytes
-from penstock.engine.program import Discard, Instruction, Lineage, Pass, Program
+from penstock.engine.program import CopyAhead, Discard, Instruction, Lineage, Pass, Program
 from penstock.engine.residency import MountedTier, Place, ResidencyManager, Resident
 from penstock.errors import BudgetError, TierError
 from penstock.ir.schedule import (
@@ -113,7 +113,7 @@ class Engine:
         self.arrived = 0.0  # when the served call that runs now came in
         self._execute: Execute = _call
         self._tier = tiers[0].store.name if tiers else ""
-        self._absent = self.manager.absent
+        self._absent, self._ahead = self.manager.absent, self.manager.ahead
         self._tick = 0
         self._views: set[int] = set()  # ids of calls that move no byte, met so far
         self._funcs: tuple[OpOverload | None, ...] = (None,)
@@ -246,7 +246,7 @@ class Engine:
         self._index = index + 1
         instruction = self._instructions[index]
         if instruction is None:
-            if self._absent:
+            if self._absent or self._ahead:
                 self._attend(args, kwargs)
                 self._heed_writes(func, args, kwargs)
             if self.log is None:
@@ -296,7 +296,7 @@ class Engine:
         self._tick += 1
         for row, action in instruction.before:
             self._perform(row, action)
-        if self._absent:
+        if self._absent or self._ahead:
             self._attend(args, kwargs)
             self._heed_writes(func, args, kwargs)
         if instruction.need and self.device.type == "cpu":
@@ -402,7 +402,7 @@ class Engine:
         if self.program is not None and self._execute is _call and self._find_place(func):
             return self.follow(func, args, kwargs)
         self._tick += 1
-        if self._absent:
+        if self._absent or self._ahead:
             self._attend(args, kwargs)
             self._heed_writes(func, args, kwargs)
         sources = self._device_storages(args, kwargs)
@@ -487,7 +487,9 @@ class Engine:
             self._overrun(lacking, op)
 
     def _farthest(self, index: int) -> list[Resident]:
-        """Following, room is short although the plan says it is not: what is used again last."""
+        """Following, before op `index` room is short although the plan says it is not: what is used
+        again last.
+        """
         program = self.program
         assert program is not None
         readers = program.trace.readers
@@ -495,7 +497,7 @@ class Engine:
         def next_use(resident: Resident) -> int:
             if resident.value is None:
                 return _FOREVER - resident.touched
-            return next((use for use in readers[resident.value] if use > index), _FOREVER)
+            return next((use for use in readers[resident.value] if use >= index), _FOREVER)
 
         victims = sorted(self._movable(), key=next_use, reverse=True)
         if victims:
@@ -579,18 +581,20 @@ class Engine:
 
     # -- actions -----------------------------------------------------------------------------
 
-    def _perform(self, row: int, action: Action | Discard | Pass) -> None:
+    def _perform(self, row: int, action: Action | CopyAhead | Discard | Pass) -> None:
         program = self.program
         assert program is not None
         begun = time.perf_counter()
         match action:
-            case Evict():
+            case Evict() | CopyAhead():
                 transfer = program.schedule.transfers[action.transfer]
                 resident = self._bound.get(transfer.value)
                 if resident is None or not self.manager.is_movable(resident, self._tick):
                     return
+                is_early = isinstance(action, CopyAhead)
+                leave = self.manager.copy_ahead if is_early else self.manager.evict
                 try:
-                    copy = self.manager.evict(resident, transfer.tier)
+                    copy = leave(resident, transfer.tier)
                 except TierError as error:  # the value stays, and the guard finds other room
                     self.happened.note(f"tier: {error}")
                     return
@@ -734,11 +738,17 @@ class Engine:
             self._in_use = caller_uses
 
     def _heed_writes(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """If a call is about to overwrite what dropped values are remade from, remake them first."""
-        if not self._guarded or not (facts := facts_of(func)).mutates:
+        """If a call is about to overwrite what dropped values are remade from, remake them first; if
+        it is what is being copied out ahead, that copy is worth nothing.
+        """
+        facts = facts_of(func)
+        if not (self._guarded or self._ahead) or not (facts.mutates or facts.secret_writes):
             return
         for tensor in facts.written(args, kwargs):
-            dependents = self._guarded.pop(key_of(storage_of(tensor)), None)
+            key = key_of(storage_of(tensor))
+            if (copied := self._ahead.get(key)) is not None:
+                self.manager.call_off(copied)
+            dependents = self._guarded.pop(key, None)
             for key in dependents or ():
                 resident = self.manager.known.get(key)
                 if resident is not None and resident.place is Place.DROPPED:
@@ -769,6 +779,7 @@ class Engine:
         with self._lock:
             in_use = self._in_use
             self._attend(args, kwargs)
+            self._heed_writes(func, args, kwargs)
             self._in_use = in_use
             found = (self.manager.known.get(key) for key in self._keys(args, kwargs))
             visited = [resident for resident in found if resident is not None]
@@ -804,6 +815,7 @@ class Engine:
             resident = self.manager.meet(storage)
         if resident.place is not Place.HERE:
             self.manager.bring_back(resident, self._room_for_fetch)
+        self.manager.call_off(resident)  # who reaches for the bytes may write to them
         if door in ("data_ptr", "const_data_ptr") and self.device.type == "cpu":
             resident.exposed = _FOREVER  # nobody knows how long the address is used
         elif door == "__dlpack__":
@@ -831,7 +843,10 @@ class Engine:
         # The plan, if there is one, has no room for what it did not foresee.
         lacking = self.used() + nbytes - self.budget
         if lacking > 0:
-            self._evict(self._oldest(), lacking)
+            # `_index` is the op after the one that is being prepared. What was touched longest ago
+            # would be wrong here: in backward and in the optimizer that is often what comes next.
+            is_known = self.is_following
+            self._evict(self._farthest(self._index - 1) if is_known else self._oldest(), lacking)
 
     def _bind(self, value: ValueId, storage: UntypedStorage) -> None:
         resident = self.manager.meet(storage)
@@ -886,7 +901,7 @@ class Engine:
 
 def _shortcut(engine: Engine) -> Callable[..., Any]:
     """`Engine.follow` for calls around which nothing happens; others go the whole way."""
-    views = engine._views
+    views, absent, ahead = engine._views, engine._absent, engine._ahead
 
     def follow(
         clock: Clock,
@@ -898,7 +913,7 @@ def _shortcut(engine: Engine) -> Callable[..., Any]:
         if id(func) in views and (not types or types == _PLAIN):
             return func._op(*args, **kwargs) if kwargs else func._op(*args)
         index = engine._index
-        if func is not engine._bare[index] or engine._absent or types:
+        if func is not engine._bare[index] or absent or ahead or types:
             return Clock.__torch_dispatch__(clock, func, types, args, kwargs)
         engine._index = index + 1
         try:

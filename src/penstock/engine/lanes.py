@@ -4,8 +4,9 @@ One lane for each direction of each tier; a lane carries its copies in the order
 put on it. The interpreter lock is released while bytes move.
 
 **Guarantees.** A copy out owns the bytes that it copies until it ends, and then frees them; a copy
-that failed or was called back still owns them, so nothing is lost. A copy in owns the bytes that it
-fetched until someone takes them. `close` ends the threads; no copy outlives it.
+that failed or was called back still owns them, so nothing is lost. One that began ahead reads what
+its value still owns, and keeps that alive; it frees the bytes once they are its own. A copy in owns
+the bytes that it fetched until someone takes them. `close` ends the threads; no copy outlives it.
 
 **Rejected.** `record_stream` on CUDA: it delays the reuse of a block until the allocator looks, so
 the peak is not bounded. Events belong to the copy, and whoever frees or reads its bytes waits.
@@ -20,6 +21,7 @@ from typing import Protocol
 import torch
 from torch import UntypedStorage
 
+from penstock.dispatch.storage import alias_of
 from penstock.engine.extents import Extent
 from penstock.engine.tiers import Cancelled, TierStore
 
@@ -32,6 +34,8 @@ class Copy:
     __slots__ = (
         "_cancelled",
         "_done",
+        "_handing_over",
+        "_lender",
         "after",
         "ended",
         "error",
@@ -43,6 +47,7 @@ class Copy:
         "is_queued",
         "nbytes",
         "ready",
+        "source",
         "started",
         "was_called_back",
     )
@@ -55,6 +60,7 @@ class Copy:
         *,
         inward: bool,
         after: Sequence["Copy"] = (),
+        lender: UntypedStorage | None = None,
     ) -> None:
         self.nbytes, self.extent, self.holder, self.inward = nbytes, extent, holder, inward
         self.after = tuple(after)  # copies that must have ended before this one starts
@@ -62,6 +68,9 @@ class Copy:
         self.error: BaseException | None = None
         self.was_called_back = False
         self.is_queued = False
+        self.source = holder if lender is None else alias_of(lender)  # what a copy out reads
+        self._lender = lender  # owns that, until `take_over`
+        self._handing_over = threading.Lock()
         self.is_in_place = inward and holder is not None  # into the value's own storage
         self.ready: torch.cuda.Event | None = None  # the device has made what is copied
         self.finished: torch.cuda.Event | None = None  # the device's side of the copy has ended
@@ -89,10 +98,24 @@ class Copy:
         if self.finished is not None:
             torch.cuda.current_stream().wait_event(self.finished)
 
-    def end(self) -> None:
-        self.after = ()
-        self.ended = time.perf_counter()
-        self._done.set()
+    def take_over(self, holder: UntypedStorage) -> None:
+        """Own the bytes of a copy out from now on. One that began ahead may have ended: they go."""
+        with self._handing_over:
+            self.holder = holder
+            if not self._done.is_set():
+                self.source = holder if self.source is None else self.source
+            elif self.is_done() and self.error is None and not self.was_called_back:
+                self.free()
+
+    def end(self, *, has_gone: bool = False) -> None:
+        """It has ended. `has_gone`: what it copied out is in its tier, so its bytes are freed."""
+        with self._handing_over:
+            if has_gone:
+                self.free()
+            self.after = ()
+            self.ended = time.perf_counter()
+            self._done.set()
+        self.source = self._lender = None  # who lent the bytes may die with this
 
     def free(self) -> None:
         """Give the device its bytes back."""
@@ -147,7 +170,8 @@ class ThreadLane:
                 copy.was_called_back = True
             except BaseException as error:  # it belongs to whoever waits for the copy
                 copy.error = error
-            copy.end()
+            is_lost = copy.was_called_back or copy.error is not None
+            copy.end(has_gone=not copy.inward and not is_lost)
 
     def _carry(self, copy: Copy) -> None:
         with torch.cuda.stream(self._stream):
@@ -162,12 +186,10 @@ class ThreadLane:
                 if copy.is_in_place and self._stream is None:
                     copy.holder = None  # it is the value's own storage: do not keep that alive
             else:
-                assert copy.holder is not None
-                self._store.write(copy.holder, copy.extent, copy.is_cancelled)
+                assert copy.source is not None
+                self._store.write(copy.source, copy.extent, copy.is_cancelled)
             if self._stream is not None:
                 self._stream.synchronize()
-            if not copy.inward:
-                copy.free()
 
 
 class DirectLane:
@@ -213,15 +235,16 @@ class StreamLane:
                 copy.holder = UntypedStorage(copy.nbytes, device=self._device)
             elif copy.holder.nbytes() != copy.nbytes:
                 copy.holder.resize_(copy.nbytes)
-        assert copy.holder is not None
         copy.ready = torch.cuda.Event()
         copy.ready.record()
         self._stream.wait_event(copy.ready)
         with torch.cuda.stream(self._stream):
             if copy.inward:
+                assert copy.holder is not None
                 self._store.read(copy.extent, copy.holder)
             else:
-                self._store.write(copy.holder, copy.extent, copy.is_cancelled)
+                assert copy.source is not None
+                self._store.write(copy.source, copy.extent, copy.is_cancelled)
         copy.finished = torch.cuda.Event()
         copy.finished.record(self._stream)
         copy.end()

@@ -1,7 +1,7 @@
 """A plan made ready to be followed: for each op of the step, what the engine does around it."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,12 +11,12 @@ from penstock.dispatch.storage import StorageRef
 from penstock.errors import PlanError, TraceError
 from penstock.ir.lineage import lineage, sources
 from penstock.ir.plan import Plan, Residency
-from penstock.ir.schedule import Action, Drop, Numbered, Run, Schedule, Wait
+from penstock.ir.schedule import Action, Drop, Evict, Numbered, Run, Schedule, TransferId, Wait
 from penstock.ir.timeline import Timeline
 from penstock.ir.trace import OpIndex, Trace, ValueId
 from penstock.simulate.least import MOVABLE_FROM
 
-__all__ = ["Discard", "Instruction", "Lineage", "Pass", "Program", "compile_program"]
+__all__ = ["CopyAhead", "Discard", "Instruction", "Lineage", "Pass", "Program", "compile_program"]
 
 _BOUND_SHARE = 256
 """Values of at least this part of the budget are always known to the engine, in case it must evict
@@ -42,6 +42,13 @@ class Pass:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyAhead:
+    """Start to copy out what ops still read; it is evicted when the last of them has run."""
+
+    transfer: TransferId
+
+
+@dataclass(frozen=True, slots=True)
 class Discard:
     """Free a value's bytes; its lineage brings them back."""
 
@@ -57,8 +64,8 @@ class Instruction:
     input storages, value), `writes` positions among its overwritten, then its fresh storages.
     """
 
-    before: tuple[tuple[int, Action | Pass], ...] = ()  # with their rows in the schedule
-    after: tuple[tuple[int, Action | Discard], ...] = ()
+    before: tuple[tuple[int, Action | CopyAhead | Pass], ...] = ()  # with rows of the schedule
+    after: tuple[tuple[int, Action | CopyAhead | Discard], ...] = ()
     reads: tuple[tuple[int, ValueId], ...] = ()
     writes: tuple[tuple[int, ValueId], ...] = ()
     captures: bool = False  # some lineage runs the op again
@@ -160,16 +167,19 @@ def compile_program(
     bound_from = min(max((schedule.budget or 1 << 30) // _BOUND_SHARE, MOVABLE_FROM), 1 << 20)
     bound.update(v.id for v in trace.values if v.nbytes >= bound_from)
     instructions: list[Instruction | None] = []
+    late: defaultdict[OpIndex, list[Numbered]] = defaultdict(list)  # evictions by the op before
     for op, around in zip(trace.ops, schedule.around, strict=True):
+        before = tuple(_not_too_soon(around.before, op.index - 1, late))
+        after = tuple(_not_too_soon(around.after, op.index, late))
         fresh = sum(trace.values[v].nbytes for v in trace.fresh[op.index])
         need = fresh + op.workspace
         instruction = Instruction(
-            _with_passes(around.before, remade.get(op.index, {})),
+            _with_passes(before, remade.get(op.index, {})),
             tuple(
                 (row, Discard(act.value, lineages[act.value, op.index]))
                 if isinstance(act, Drop)
                 else (row, act)
-                for row, act in around.after
+                for row, act in (*late.pop(op.index, ()), *after)
             ),
             tuple(
                 (position, value)
@@ -215,9 +225,21 @@ def _lineages(trace: Trace, plan: Plan) -> dict[tuple[ValueId, OpIndex], Lineage
     return found
 
 
+def _not_too_soon(
+    actions: Sequence[Numbered], done: int, late: defaultdict[OpIndex, list[Numbered]]
+) -> Iterator[tuple[int, Action | CopyAhead]]:
+    """`actions`, after op `done` has run: what is still read then is copied, and leaves `late`."""
+    for row, action in actions:
+        if isinstance(action, Evict) and action.after is not None and action.after > done:
+            late[action.after].append((row, action))
+            yield row, CopyAhead(action.transfer)
+        else:
+            yield row, action
+
+
 def _with_passes(
-    before: Sequence[Numbered], remade: dict[ValueId, Lineage]
-) -> tuple[tuple[int, Action | Pass], ...]:
+    before: Sequence[tuple[int, Action | CopyAhead]], remade: dict[ValueId, Lineage]
+) -> tuple[tuple[int, Action | CopyAhead | Pass], ...]:
     """The runs of a recomputation joined to one pass, with all its waits ahead of it."""
     runs = [(row, action) for row, action in before if isinstance(action, Run)]
     if not runs:

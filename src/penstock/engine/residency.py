@@ -4,6 +4,9 @@
       │                └──────── bring_back ─────────▲
       └──drop──▶ DROPPED ──────── bring_back ────────▲
 
+A copy out may begin ahead of its eviction, while ops still read the bytes: the storage is HERE until
+`evict` goes on with that copy. Whoever may write to the bytes meanwhile calls the copy off.
+
 **Invariants.** A storage's bytes are in exactly one place: in the storage (HERE), in the holder of
 a copy (LEAVING, ARRIVING), in a tier (AWAY), or nowhere and remakeable (DROPPED). Each transition
 leaves them in one of these if it is interrupted: the exchange of bytes is one call into torch, and
@@ -57,7 +60,7 @@ class Resident:
     ref: StorageRef
     nbytes: int
     place: Place = Place.HERE
-    copy: Copy | None = None
+    copy: Copy | None = None  # while it is HERE: one that began ahead
     tier: "MountedTier | None" = None
     extent: Extent | None = None
     remake: Remake | None = None
@@ -105,6 +108,7 @@ class ResidencyManager:
         self.tiers = {tier.store.name: tier for tier in tiers}
         self.known: dict[int, Resident] = {}  # by storage key
         self.absent: dict[int, Resident] = {}  # those of `known` that are not HERE
+        self.ahead: dict[int, Resident] = {}  # those that are HERE and being copied out
         self.statistics = Statistics()
         self._verify = verify
         self._orphans: deque[tuple[Copy, MountedTier]] = deque()  # copies whose storage died
@@ -133,31 +137,71 @@ class ResidencyManager:
 
     # -- leaving -----------------------------------------------------------------------------
 
+    def copy_ahead(self, resident: Resident, tier: str) -> Copy | None:
+        """Start to copy a storage out while its bytes are in use; None if it died.
+
+        `evict` goes on with this copy. Raises `TierError` if the tier is full.
+        """
+        storage = resident.ref()
+        if storage is None:
+            return None
+        if resident.ref.key not in self.ahead:
+            copy = self._copy_out(resident, tier, lender=storage)
+            self.ahead[resident.ref.key] = resident
+            self.tiers[tier].out.put(copy)
+        return resident.copy
+
+    def call_off(self, resident: Resident) -> None:
+        """Somebody may write to a storage: a copy that began ahead is worth nothing."""
+        if self.ahead.pop(resident.ref.key, None) is not None:
+            self._abandon(resident)
+
     def evict(self, resident: Resident, tier: str) -> Copy | None:
         """Start to copy a storage out; None if it died. Raises `TierError` if the tier is full."""
         storage = resident.ref()
         if storage is None:
             return None
+        begun = self._begun(resident, tier)
+        copy = begun or self._copy_out(resident, tier)
+        if self._verify:
+            resident.checksum = _checksum(storage)
+        resident.place = Place.LEAVING
+        self.absent[resident.ref.key] = resident
+        copy.take_over(take_bytes(storage) if CAN_SWAP else storage)
+        self.ahead.pop(resident.ref.key, None)
+        if begun is None:
+            self.tiers[tier].out.put(copy)
+        self.statistics.evictions += 1
+        return copy
+
+    def _copy_out(
+        self, resident: Resident, tier: str, lender: UntypedStorage | None = None
+    ) -> Copy:
+        """A copy out that is on no lane yet, with space for it."""
         mounted = self.tiers[tier]
         self._tidy()
         extent = mounted.store.reserve(resident.nbytes)
-        if self._verify:
-            resident.checksum = _checksum(storage)
-        copy = Copy(resident.nbytes, extent, None, inward=False)
+        copy = Copy(resident.nbytes, extent, None, inward=False, lender=lender)
         resident.tier, resident.extent, resident.copy = mounted, extent, copy
-        resident.place = Place.LEAVING
-        self.absent[resident.ref.key] = resident
-        copy.holder = take_bytes(storage) if CAN_SWAP else storage
-        mounted.out.put(copy)
-        self.statistics.evictions += 1
         self._count(mounted.out, resident.nbytes)
         return copy
+
+    def _begun(self, resident: Resident, tier: str) -> Copy | None:
+        """The copy to `tier` that began ahead, if it can be gone on with."""
+        if resident.ref.key not in self.ahead:
+            return None
+        copy, mounted = resident.copy, resident.tier
+        if copy is not None and copy.error is None and mounted is self.tiers[tier]:
+            return copy
+        self.call_off(resident)
+        return None
 
     def drop(self, resident: Resident, remake: Remake) -> None:
         """Free a storage's bytes; `remake` brings them back."""
         storage = resident.ref()
         if storage is None:
             return
+        self.call_off(resident)
         if self._verify:
             resident.checksum = _checksum(storage)
         resident.remake, resident.place = remake, Place.DROPPED
@@ -216,11 +260,8 @@ class ResidencyManager:
             return
         if resident.place is not Place.HERE and CAN_SWAP and has_bytes(storage):
             # A transition was interrupted, before or after its exchange of bytes.
-            copy = resident.copy
-            if resident.extent is not None and (
-                copy is None or copy.is_done() or not copy.is_queued
-            ):
-                self._release(resident)
+            if resident.extent is not None:
+                self._abandon(resident)
             self._arrived(resident)
         match resident.place:
             case Place.HERE:
@@ -299,6 +340,7 @@ class ResidencyManager:
         resident.place = Place.HERE
         resident.copy = resident.remake = None
         self.absent.pop(resident.ref.key, None)
+        self.ahead.pop(resident.ref.key, None)
         if self._verify and resident.checksum is not None:
             storage = resident.ref()
             if storage is not None and _checksum(storage) != resident.checksum:
@@ -316,6 +358,7 @@ class ResidencyManager:
             return
         del self.known[ref.key]
         self.absent.pop(ref.key, None)
+        self.ahead.pop(ref.key, None)
         resident.remake = None
         if resident.extent is None or resident.tier is None:
             return
@@ -344,6 +387,18 @@ class ResidencyManager:
         assert resident.extent is not None and resident.tier is not None
         self._vacated.append((resident.extent, resident.tier))
         resident.extent = resident.tier = None
+
+    def _abandon(self, resident: Resident) -> None:
+        """Give the space of a copy that nobody wants back, as soon as it has stopped."""
+        copy = resident.copy
+        if copy is None or copy.is_done() or not copy.is_queued:
+            self._release(resident)
+        else:
+            assert resident.tier is not None
+            copy.call_back()
+            self._orphans.append((copy, resident.tier))
+            resident.extent = resident.tier = None
+        resident.copy = None
 
     def _count(self, lane: Lane, nbytes: int) -> None:
         traffic = self.statistics.traffic
