@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["CHROMIUM", "Browser", "Device"]
+__all__ = ["CHROMIUM", "DEVICES", "Browser", "Device", "box", "fill", "share", "text"]
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -34,6 +35,13 @@ class Device(NamedTuple):
     height: int = 900
     theme: Literal["light", "dark"] = "light"
     is_phone: bool = False
+
+
+DEVICES = {
+    f"{size}, {theme}": Device(*pixels, theme, is_phone=size == "phone")
+    for size, pixels in {"desktop": (1200, 900), "phone": (360, 740)}.items()
+    for theme in ("light", "dark")
+}
 
 
 class Browser:
@@ -187,3 +195,31 @@ class Browser:
                 ("file:", "data:", "about:")
             ):
                 self.complaints.append(f"asks for {said['request']['url']}")
+
+
+# -- what is where -------------------------------------------------------------------------------
+
+
+def box(browser: Browser, selector: str) -> list[float]:
+    """Where an element is on the page: left, top, right, bottom."""
+    found: list[float] = browser.ask(
+        f"(() => {{const r = document.querySelector({selector!r}).getBoundingClientRect();"
+        "return [r.left + scrollX, r.top + scrollY, r.right + scrollX, r.bottom + scrollY]})()"
+    )
+    return found
+
+
+def share(picture: NDArray[np.uint8], area: Sequence[float], colour: str, within: int = 3) -> float:
+    """How much of an area of a picture has a colour, `rgb(...)` as a browser says it."""
+    left, top, right, bottom = (round(edge) for edge in area)
+    wanted = np.array([int(part) for part in colour[4:-1].split(",")])
+    part = picture[top:bottom, left:right].astype(int)
+    return float((abs(part - wanted) <= within).all(axis=2).mean())
+
+
+def fill(browser: Browser, selector: str) -> str:
+    return str(browser.ask(f"getComputedStyle(document.querySelector({selector!r})).fill"))
+
+
+def text(browser: Browser, selector: str) -> str:
+    return str(browser.ask(f"document.querySelector({selector!r}).innerText"))

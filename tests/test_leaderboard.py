@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from penstock.ir.machine import Device, Link, Machine, Tier
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
-from penstock.leaderboard import Case, Entry, compare, kept, standings
+from penstock.leaderboard import Case, Entry, compare, kept, level, standings
 from penstock.sizes import Share
 from penstock.solve.best import outcome
 
@@ -190,6 +191,46 @@ def test_a_policy_that_hangs_is_given_up_and_tried_again_only_for_longer(tmp_pat
     assert kept(results)[hung.key] == both[0]
 
 
+@pytest.mark.usefixtures("outside_package")
+def test_what_is_not_found_within_the_time_for_all_says_so_and_is_not_kept(tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    told: list[Entry] = []
+    asked = (CASES[:1], [1 << 30], ["keep", "endless", "chen"])
+    found = compare(*asked, results=results, processes=1, within=2, told=told.append)
+    keep, endless, chen = found
+    assert keep.fits
+    assert endless.problem == chen.problem == "not found within 2 s"
+    assert told == found
+    assert list(kept(results).values()) == [keep]
+
+
+def test_a_point_says_what_was_asked_what_was_decided_and_what_the_step_takes_without() -> None:
+    share, nbytes = compare(CASES[:1], BUDGETS, ["chen"], processes=1)
+    assert (share.asked, nbytes.asked) == ("90%", "")
+    assert share.at == ("step", "slow", "90%") and nbytes.at == ("step", "slow", str(1 << 30))
+    assert share.full == nbytes.full == STEP.peak + STEP.slack
+    plan = policies.ask(policies.configured("chen"), Problem(STEP, SLOW, share.budget)).plan
+    assert (share.swaps, share.recomputes) == (len(plan.swaps), len(plan.recomputes)) != (0, 0)
+
+
+def test_what_a_plan_would_fit_in_is_what_it_lacks_on_the_device() -> None:
+    small = replace(SLOW, tiers=(replace(SLOW.tiers[0], capacity=1 << 20),))
+    case = [Case("step", "small", STEP, small)]
+    (lacking,) = compare(case, [Share(0.5)], ["swap-all"], processes=1)
+    found = policies.ask(
+        policies.configured("swap-all"), Problem(STEP, small, int(0.5 * lacking.full))
+    )
+    assert lacking.below == found.overfull > 0
+    assert lacking.shortfall == found.missing
+    assert lacking.least == lacking.budget + found.shortfall
+
+
+def test_a_point_says_how_long_its_policy_may_search() -> None:
+    names = ["keep", "poet:time_limit=7"]
+    keep, poet = compare(CASES[:1], [1 << 30], names, processes=1)
+    assert (keep.allowed, poet.allowed) == (0.0, 7.0)
+
+
 def test_a_policy_that_does_not_exist_is_refused_at_once() -> None:
     with pytest.raises(UsageError, match="no policy is called 'beladi'"):
         compare(CASES, BUDGETS, ["keep", "beladi"])
@@ -225,6 +266,29 @@ def test_standings_are_means_over_what_fits_and_wins_over_all() -> None:
     assert (c.slowdown, c.behind, c.wins) == (1.75, (3 / 2 + 1) / 2, 1)
     assert (b.fitted, b.slowdown, b.wins, b.failed) == (1, 1.0, 1, 0)
     assert (d.fitted, d.failed, d.wins) == (0, 1, 0) and math.isnan(d.slowdown)
+
+
+def test_who_cannot_be_told_from_the_first_is_level_with_it() -> None:
+    found = standings(
+        [
+            entry("a", "one", 3.0),
+            entry("b", "one", 3.001),
+            entry("c", "one", 3.01),
+            entry("d", "one", 0, shortfall=1),
+        ]
+    )
+    assert [standing.policy for standing in level(found)] == ["a", "b"]
+    assert level(found[3:]) == []
+
+
+def test_runs_under_one_share_are_one_problem_though_their_budgets_differ() -> None:
+    found = standings(
+        [
+            entry("a", "one", 3.0, asked="60%"),
+            replace(entry("b", "one", 4.0, asked="60%"), budget=2),
+        ]
+    )
+    assert [(s.policy, s.wins, s.behind) for s in found] == [("a", 1, 1.0), ("b", 0, 4 / 3)]
 
 
 def test_equal_times_win_together() -> None:

@@ -4,11 +4,14 @@ from itertools import pairwise
 
 import pytest
 
+from penstock import policies
 from penstock.errors import UsageError
 from penstock.ir.machine import Device, Link, Machine, Tier
+from penstock.ir.policy import Problem
 from penstock.ir.text import parse
 from penstock.ir.trace import Trace
-from penstock.search import Point, budgets_for, by_policy, curve, front, largest
+from penstock.leaderboard import Entry
+from penstock.search import budgets_for, by_policy, curve, front, largest
 from penstock.simulate.least import least_budget
 
 MIB = 1 << 20
@@ -36,14 +39,20 @@ def test_budgets_go_from_the_least_to_the_plain_peak() -> None:
     assert budgets_for(trace, 1) == [trace.peak]
 
 
-def test_the_curve_in_processes_is_the_curve_in_one() -> None:
+def test_the_curve_in_processes_is_what_each_policy_says() -> None:
     trace = chain()
     budgets, names = budgets_for(trace, 3), ["keep", "chen", "belady"]
-    told: list[Point] = []
-    apart = curve(trace, MACHINE, budgets, names, processes=2, told=told.append)
-    assert apart == curve(trace, MACHINE, budgets, names, processes=1)
-    assert [(p.policy, p.budget) for p in apart] == [(n, b) for n in names for b in budgets]
-    assert sorted(told, key=apart.index) == apart
+    told: list[Entry] = []
+    points = curve(trace, MACHINE, budgets, names, processes=2, told=told.append)
+    assert [(p.policy, p.budget) for p in points] == [(n, b) for n in names for b in budgets]
+    for point in points:
+        found = policies.ask(
+            policies.configured(point.policy), Problem(trace, MACHINE, point.budget)
+        )
+        timeline = found.timeline
+        assert (point.peak, point.seconds) == (timeline.peak, timeline.seconds)
+        assert point.shortfall == found.missing
+    assert sorted(told, key=points.index) == points
 
 
 def test_what_is_not_found_in_time_says_so() -> None:
@@ -51,7 +60,7 @@ def test_what_is_not_found_in_time_says_so() -> None:
     budgets, names = budgets_for(trace, 2), ["keep", "chen"]
     points = curve(trace, MACHINE, budgets, names, limit=0.0)
     assert [(p.policy, p.budget) for p in points] == [(n, b) for n in names for b in budgets]
-    assert {p.problem for p in points} == {"not found within 0.0 s"}
+    assert {p.problem for p in points} == {"not found within 0 s"}
     assert front(points) == []
 
 
@@ -99,5 +108,15 @@ def test_the_search_for_the_largest_ends_at_its_limit() -> None:
 
 
 def test_points_by_policy_keep_their_order() -> None:
-    points = [Point("b", 1), Point("a", 1), Point("b", 2)]
+    points = [Entry("", "s", "m", *asked, 1.0) for asked in ((1, "b"), (1, "a"), (2, "b"))]
     assert dict(by_policy(points)) == {"b": [points[0], points[2]], "a": [points[1]]}
+
+
+def test_the_front_over_peaks_is_what_nothing_beats_in_peak_and_time() -> None:
+    def point(budget: int, peak: int, seconds: float) -> Entry:
+        return Entry("", "s", "m", budget, "p", 1.0, peak, seconds)
+
+    frugal, quick = point(9, 4, 2.0), point(9, 8, 1.0)
+    beaten = point(5, 5, 2.5)
+    assert front([quick, beaten, frugal], "peak") == [frugal, quick]
+    assert front([quick, beaten, frugal]) == [beaten, quick]

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from penstock.ir.policy import Problem
     from penstock.ir.trace import Trace
     from penstock.leaderboard import Entry
-    from penstock.search import Point
     from penstock.solve.best import Outcome
 
 __all__ = ["app", "main"]
@@ -320,6 +319,13 @@ def compare(
             help="Run them for real, one after another: architectures only, on this machine.",
         ),
     ] = False,
+    report: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Write a report here: .html, a page that says who is best and draws every point; "
+            ".png, .svg or .json; may be given several times."
+        ),
+    ] = None,
 ) -> None:
     """Compare policies on steps, machines and budgets, by simulation or for real."""
     from itertools import product
@@ -327,11 +333,15 @@ def compare(
     from penstock import policies
     from penstock.leaderboard import Case
     from penstock.leaderboard import compare as compared
+    from penstock.report.files import PAGES, check
     from penstock.sizes import parse_budget
     from penstock.source import step_and_machine
 
     if output is not None:
         _check_folder_of(output)
+    reports = report or []
+    for path in reports:
+        check(path, PAGES)
     asked = policies.names() if policy == ["all"] else policy or policies.quick()
     names = list(dict.fromkeys(asked))
     for name in names:
@@ -355,6 +365,7 @@ def compare(
                 told=lambda _: bar.advance(task),
             )
         _show_comparison(found, len(steps), len(steps) * len(budgets))
+        _report_comparison(reports, found, measured=True)
         return
     machines: list[str | None] = [*dict.fromkeys(machine)] if machine else [None]
     cases = []
@@ -373,6 +384,7 @@ def compare(
             told=lambda _: bar.advance(task),
         )
     _show_comparison(found, len(cases), len(cases) * len(budgets))
+    _report_comparison(reports, found, measured=False)
 
 
 def _show_comparison(found: "list[Entry]", cases: int, problems: int) -> None:
@@ -382,6 +394,15 @@ def _show_comparison(found: "list[Entry]", cases: int, problems: int) -> None:
         _out.print(comparison(found))
     if problems > 1:
         _out.print(leaderboard(found))
+
+
+def _report_comparison(paths: list[Path], found: "list[Entry]", *, measured: bool) -> None:
+    from penstock.report.comparison import comparison_of
+    from penstock.report.files import save_comparison
+
+    body = comparison_of(found, measured=measured) if paths else {}
+    for path in paths:
+        save_comparison(path, body)
 
 
 @app.command()
@@ -479,7 +500,7 @@ def _curve(
     points: int,
     processes: int | None,
     limit: float | None,
-) -> "list[Point]":
+) -> "list[Entry]":
     """Search the curve, and show how far the search is."""
     from penstock.search import budgets_for
     from penstock.search import curve as searched

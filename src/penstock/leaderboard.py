@@ -29,7 +29,18 @@ from penstock.ir.trace import Trace
 from penstock.sizes import Share
 from penstock.solve.best import outcome
 
-__all__ = ["Case", "Entry", "Standing", "add", "compare", "kept", "settled", "standings"]
+__all__ = [
+    "Case",
+    "Entry",
+    "Standing",
+    "add",
+    "compare",
+    "kept",
+    "level",
+    "measured",
+    "settled",
+    "standings",
+]
 
 
 class Case(NamedTuple):
@@ -41,9 +52,16 @@ class Case(NamedTuple):
     machine: Machine
 
 
+_FIRST_CALL = 0.7
+"""The share of its time that a method gives to the first of several calls of a solver."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a policy made of a case at a budget: one line of the results."""
+    """What a policy made of a case at a budget: one line of the results.
+
+    What a run measured has the same form: `foretold` and `foretold_peak` are then what was predicted.
+    """
 
     key: str
     step: str
@@ -51,19 +69,43 @@ class Entry:
     budget: int  # bytes
     policy: str  # as it was asked for
     plain: float  # seconds of the step that keeps everything
-    peak: int = 0  # predicted, as all that follows
+    peak: int = 0  # predicted, as all that follows; or measured
     seconds: float = 0.0
-    shortfall: int = 0  # bytes by which the plan misses the budget
+    shortfall: int = 0  # bytes by which the plan misses the budget, on the device and below
     stalled: float = 0.0  # seconds
     again: float = 0.0  # seconds of recomputation
     moved: int = 0  # bytes over all links
     took: float = 0.0  # seconds of planning
     problem: str = ""  # why there is no plan
     limit: float = 0.0  # seconds after which planning was given up; 0: it was not
+    asked: str = ""  # the budget as it was asked for, if not in bytes
+    full: int = 0  # bytes of the step that keeps everything; 0: unknown
+    below: int = 0  # bytes of the shortfall that the tiers below lack
+    swaps: int = 0  # decisions of the plan
+    recomputes: int = 0
+    places: int = 0
+    allowed: float = 0.0  # seconds that the policy gives itself; 0: it needs no limit
+    foretold: float = 0.0  # seconds
+    foretold_peak: int = 0  # bytes
 
     @property
     def fits(self) -> bool:
         return not self.problem and not self.shortfall
+
+    @property
+    def at(self) -> tuple[str, str, str]:
+        """Which problem it is about. Runs under one share have budgets that differ by some bytes."""
+        return self.step, self.on, self.asked or str(self.budget)
+
+    @property
+    def least(self) -> int:
+        """Bytes on the device with which this plan would fit."""
+        return self.budget + self.shortfall - self.below
+
+    @property
+    def is_cut_short(self) -> bool:
+        """May the policy's own time limit have ended its search? Then nothing is proven."""
+        return 0 < _FIRST_CALL * self.allowed <= self.took
 
     @property
     def slowdown(self) -> float:
@@ -79,12 +121,14 @@ def compare(
     results: Path | None = None,
     processes: int | None = None,
     limit: float | None = None,
+    within: float | None = None,
     told: Callable[[Entry], None] = lambda entry: None,
 ) -> list[Entry]:
     """Each policy on each case at each budget, in that order; `told` hears of each as it is found.
 
     What `results` holds already is not done again, and what is found is added to it. `limit` is in
     seconds of planning, for each point; a point that was given up is tried again under a longer one.
+    `within`: seconds for all of them; those that are not found by then say so, and are not kept.
     Raises `UsageError` for a policy that does not exist, or if `results` is no such file.
     """
     for name in names:
@@ -97,14 +141,22 @@ def compare(
         if entry.key in known:
             told(known[entry.key])
     workers = max(1, min(processes or os.cpu_count() or 1, len(jobs)))
-    with closing(_found(cases, list(jobs.values()), workers, limit)) as all_found:
+    with closing(_found(cases, list(jobs.values()), workers, limit, within)) as all_found:
         for found in all_found:
             known[found.key] = found
             if results is not None:
                 add(results, found)
             told(found)
+    for key, (_, entry) in jobs.items():
+        if key not in known:
+            assert within is not None
+            known[key] = replace(entry, problem=f"not found within {within:g} s")
+            told(known[key])
     # The same point may have been asked for under other names before.
-    return [replace(known[e.key], step=e.step, on=e.on, policy=e.policy) for _, e in asked]
+    return [
+        replace(known[e.key], step=e.step, on=e.on, policy=e.policy, asked=e.asked, full=e.full)
+        for _, e in asked
+    ]
 
 
 def _entries(
@@ -120,9 +172,11 @@ def _entries(
         digests = [sha256(text.encode()).hexdigest() for text in about]
         for budget in budgets:
             nbytes = budget.of(full) if isinstance(budget, Share) else budget
+            share = f"{100 * budget.fraction:g}%" if isinstance(budget, Share) else ""
             for name in names:
                 key = sha256("\n".join([*digests, str(nbytes), name]).encode()).hexdigest()[:32]
-                yield number, Entry(key, case.step, case.on, nbytes, name, plain)
+                entry = Entry(key, case.step, case.on, nbytes, name, plain, asked=share, full=full)
+                yield number, entry
 
 
 # -- the file of results ------------------------------------------------------------------------
@@ -227,14 +281,19 @@ class _Worker:
 
 
 def _found(
-    cases: Sequence[Case], jobs: Sequence[_Job], processes: int, limit: float | None
+    cases: Sequence[Case],
+    jobs: Sequence[_Job],
+    processes: int,
+    limit: float | None,
+    within: float | None,
 ) -> Generator[Entry, None, None]:
-    """Each job done, as it is done."""
+    """Each job done, as it is done, until `within` seconds are over."""
     waiting = deque(jobs)
     workers = [_Worker() for _ in range(processes if jobs else 0)]
+    over = math.inf  # until one is ready: the time that a process takes to start does not count
     try:
-        while workers:
-            patience = min(worker.ends for worker in workers) - time.monotonic()
+        while workers and time.monotonic() < over:
+            patience = min(over, *(worker.ends for worker in workers)) - time.monotonic()
             ready = wait(
                 [worker.pipe for worker in workers],
                 None if patience == math.inf else max(0.0, patience),
@@ -243,6 +302,8 @@ def _found(
                 is_lost = False
                 if worker.pipe in ready:
                     answer, is_lost = _answer(worker)
+                    if within is not None and over == math.inf:
+                        over = time.monotonic() + within
                 elif worker.job is not None and time.monotonic() >= worker.ends:
                     assert limit is not None
                     gave_up = f"planning was given up after {limit:g} s"
@@ -290,22 +351,25 @@ def _serve(pipe: Connection) -> None:
             told, entry = pipe.recv()
             if told is not None:
                 trace, machine = told
-            pipe.send(_measured(trace, machine, entry))
+            try:
+                answer = measured(trace, machine, entry)
+            except Exception as error:  # a policy's bug is a fact about that policy
+                bug = f"a bug: {type(error).__name__}: {_line(error)}"
+                answer = replace(entry, problem=bug)
+            pipe.send(answer)
     except (EOFError, BrokenPipeError):
         pass
 
 
-def _measured(trace: Trace, machine: Machine, entry: Entry) -> Entry:
+def measured(trace: Trace, machine: Machine, entry: Entry) -> Entry:
     """`entry` with what its policy makes of its budget."""
+    policy = policies.configured(entry.policy)
+    entry = replace(entry, allowed=float(getattr(policy, "time_limit", 0.0)))
     began = time.perf_counter()
     try:
-        policy = policies.configured(entry.policy)
         found = policies.ask(policy, Problem(trace, machine, entry.budget))
     except PenstockError as error:
         return replace(entry, problem=_line(error), took=time.perf_counter() - began)
-    except Exception as error:  # a policy's bug is a fact about that policy
-        what = f"a bug: {type(error).__name__}: {_line(error)}"
-        return replace(entry, problem=what, took=time.perf_counter() - began)
     timeline = found.timeline
     return replace(
         entry,
@@ -316,6 +380,10 @@ def _measured(trace: Trace, machine: Machine, entry: Entry) -> Entry:
         again=float(timeline.recompute_seconds),
         moved=int(sum(timeline.traffic.values())),
         took=time.perf_counter() - began,
+        below=int(found.overfull),
+        swaps=len(found.plan.swaps),
+        recomputes=len(found.plan.recomputes),
+        places=len(found.plan.places),
     )
 
 
@@ -342,19 +410,20 @@ class Standing:
 
 _EQUAL = 1e-9
 """Relative difference of two times that counts as none."""
+_NOTICED = 5e-4
+"""The same for a person who chooses."""
 
 
 def standings(entries: Sequence[Entry]) -> list[Standing]:
     """Best first: who fits most, then who is least slow there."""
-    fastest: dict[tuple[str, str, int], float] = {}
+    fastest: dict[tuple[str, str, str], float] = {}
     for entry in filter(lambda entry: entry.fits, entries):
-        at = entry.step, entry.on, entry.budget
-        fastest[at] = min(fastest.get(at, math.inf), entry.seconds)
+        fastest[entry.at] = min(fastest.get(entry.at, math.inf), entry.seconds)
     found = []
     for name in dict.fromkeys(entry.policy for entry in entries):
         own = [entry for entry in entries if entry.policy == name]
         fit = [entry for entry in own if entry.fits]
-        behind = [_ratio(e.seconds, fastest[e.step, e.on, e.budget]) for e in fit]
+        behind = [_ratio(e.seconds, fastest[e.at]) for e in fit]
         found.append(
             Standing(
                 name,
@@ -370,6 +439,17 @@ def standings(entries: Sequence[Entry]) -> list[Standing]:
     return sorted(found, key=_place)
 
 
+def level(found: Sequence[Standing]) -> list[Standing]:
+    """Those of `standings` whom nothing that one would notice sets apart from the first."""
+    first = found[0]
+    return [
+        one
+        for one in found
+        if one.fitted == first.fitted > 0
+        and (one is first or one.slowdown <= first.slowdown * (1 + _NOTICED))
+    ]
+
+
 def _ratio(one: float, other: float) -> float:
     return one / other if other else 1.0
 
@@ -379,5 +459,5 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _place(standing: Standing) -> tuple[float, float, str]:
-    slowdown = standing.slowdown if standing.fitted else math.inf
+    slowdown = math.inf if math.isnan(standing.slowdown) else standing.slowdown
     return -standing.fitted / standing.problems, slowdown, standing.policy

@@ -66,6 +66,30 @@ def test_one_step_is_shown_point_by_point(traces: list[Path], penstock: Penstock
     assert re.search(r"belady .* yes ", ended.out)
 
 
+def test_a_comparison_leaves_a_page_a_picture_and_data(
+    traces: list[Path], tmp_path: Path, penstock: Penstock
+) -> None:
+    paths = [tmp_path / f"out.{ending}" for ending in ("html", "svg", "json")]
+    asked = ("compare", traces[0], "-b", "85%", "-b", "95%", "-p", "keep", "-p", "belady")
+    ended = penstock(*asked, *(part for path in paths for part in ("--report", path)))
+    assert ended.code == 0, ended.err
+    page, picture, data = (path.read_text() for path in paths)
+    assert "<h1>belady is best over all" in page
+    assert "belady" in picture and "85%" in picture
+    body = json.loads(data)
+    assert (body["penstock"], body["measured"]) == ("comparison", False)
+    assert body["policies"] == ["belady", "keep"]
+    assert body["points"]["state"] == ["fits", "fits", "short", "short"]
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_planned(
+    tmp_path: Path, penstock: Penstock
+) -> None:
+    missing, page = tmp_path / "none.trace", tmp_path / "out.htm"
+    ended = penstock("compare", missing, "-b", "85%", "--report", page)
+    assert ended.code == 2 and "did you mean .html?" in ended.err
+
+
 @pytest.mark.parametrize(
     ("content", "says"), [("mine\n", "line 1: no result of penstock compare"), (None, "directory")]
 )

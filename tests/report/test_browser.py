@@ -5,21 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from browser import CHROMIUM, Browser, Device
+from browser import Device, box, fill, share, text
 from penstock.ir.plan import Plan, Swap
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
 from penstock.ir.trace import Gap
+from penstock.leaderboard import Entry
 from penstock.report.curves import curve_of
 from penstock.report.document import planned
 from penstock.report.html import page
-from penstock.search import Point
 from penstock.simulate.run import price
 from penstock.solve.best import outcome
-
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium here: apt-get install chromium"
-)
 
 MIB = 2**20
 STEP = parse("""
@@ -32,7 +28,7 @@ STEP = parse("""
 """).relabelled("A step with a long name, <b>as it was given</b>")
 PLAN = Plan((Swap(Gap(2, 1, 4), "disk", evict_at=2, prefetch_at=3),), "mine")
 POINTS = [
-    Point(name, budget * MIB, budget * MIB, seconds)
+    Entry("", "step", "card", budget * MIB, name, 11.0, budget * MIB, seconds)
     for name, times in {
         "keep": [16, 12, 11],
         "swap-all": [13, 12.5, 12],
@@ -40,17 +36,6 @@ POINTS = [
     }.items()
     for budget, seconds in zip([70, 90, 110], times, strict=True)
 ]
-DEVICES = {
-    f"{size}, {theme}": Device(*pixels, theme, is_phone=size == "phone")
-    for size, pixels in {"desktop": (1200, 900), "phone": (360, 740)}.items()
-    for theme in ("light", "dark")
-}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with Browser() as it:
-        yield it
 
 
 @pytest.fixture
@@ -79,31 +64,6 @@ def a_page(machine, tmp_path):
     path = tmp_path / "page.html"
     path.write_text(page(bodies, curve_of(POINTS, 11.0)))
     return path
-
-
-@pytest.fixture(params=DEVICES.values(), ids=DEVICES)
-def device(request):
-    return request.param
-
-
-def box(browser, selector):
-    """Where an element is on the page: left, top, right, bottom."""
-    return browser.ask(
-        f"(() => {{const r = document.querySelector({selector!r}).getBoundingClientRect();"
-        "return [r.left + scrollX, r.top + scrollY, r.right + scrollX, r.bottom + scrollY]})()"
-    )
-
-
-def share(picture, area, colour, within=3):
-    """How much of an area of a picture has a colour, `rgb(...)` as a browser says it."""
-    left, top, right, bottom = (round(edge) for edge in area)
-    wanted = np.array([int(part) for part in colour[4:-1].split(",")])
-    part = picture[top:bottom, left:right].astype(int)
-    return float((abs(part - wanted) <= within).all(axis=2).mean())
-
-
-def fill(browser, selector):
-    return browser.ask(f"getComputedStyle(document.querySelector({selector!r})).fill")
 
 
 def test_the_pictures_are_drawn_in_their_colours(browser, a_page, device):
@@ -162,10 +122,6 @@ def test_the_pointer_tells_the_value_its_module_and_the_decision(browser, a_page
         "a (op 0)" not in listed and "w.a.weight" in listed and "w.a · parameter · kept" in listed
     )
     assert browser.complaints == []
-
-
-def text(browser, selector):
-    return browser.ask(f"document.querySelector({selector!r}).innerText")
 
 
 def test_the_pointer_tells_what_a_lane_does(browser, a_page):

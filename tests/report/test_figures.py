@@ -7,15 +7,19 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_hex
 
+from comparisons import SMALL, grid
 from penstock.errors import UsageError
 from penstock.ir.plan import Plan, Swap
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
 from penstock.ir.trace import Gap
+from penstock.report.comparison import comparison_of
 from penstock.report.document import run
-from penstock.report.figures import curve_figure, figure, image
+from penstock.report.figures import comparison_figure, comparison_image, curve_figure, figure, image
 from penstock.report.files import check, save_timeline
+from penstock.report.palette import HEAT, HELD, shade
 from penstock.solve.best import outcome
 
 MIB = 2**20
@@ -134,3 +138,32 @@ def test_the_curve_stands_below_the_lanes(body):
         "Step time by budget",
     ]
     assert image({**body, "curve": CURVE}, "svg") == image({**body, "curve": CURVE}, "svg")
+
+
+def test_a_heat_map_has_a_cell_for_each_point_in_the_colour_of_its_slowdown():
+    body = comparison_of(SMALL)
+    heat, curve = comparison_figure(body).axes
+    assert len(heat.patches) == len(body["points"]["state"]) == 12
+    policies = [label.get_text() for label in heat.get_yticklabels()]
+    assert policies == body["policies"]
+    cells = {(p.get_y() + 0.5, p.get_x() + 0.5): p for p in heat.patches}
+    # solver 1.02 and 1.50, swap 1.04 and 3.10; keep does not fit, picky makes no plan.
+    at = {(0, 0): "1.02", (0, 1): "1.50", (2, 0): "1.04", (2, 1): "3.10"}
+    shown = {(t.get_position()[1], t.get_position()[0]): t.get_text() for t in heat.texts}
+    for place, figure_ in at.items():
+        assert shown[place] == figure_
+        assert to_hex(cells[place].get_facecolor()) == HEAT[shade(float(figure_))]
+    assert cells[3, 0].get_hatch() and not cells[4, 0].get_hatch()
+    assert to_hex(cells[4, 0].get_facecolor()) == HELD
+    lines = {line.get_label(): line for line in curve.lines}
+    assert list(lines["swap"].get_xdata()) == [800, 400]
+    assert list(lines["Pareto front"].get_ydata()) == [15.0, 10.2]
+
+
+def test_a_comparison_is_a_picture_whatever_its_size():
+    for entries in ([], SMALL, grid(steps=1, machines=3, budgets=2), grid(steps=9, machines=1)):
+        body = comparison_of(entries)
+        assert comparison_image(body, "png").startswith(b"\x89PNG")
+        svg = comparison_image(body, "svg")
+        assert svg == comparison_image(body, "svg")
+        ET.fromstring(svg)

@@ -10,10 +10,10 @@ from penstock.ir.plan import Plan, Swap
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
 from penstock.ir.trace import Gap
+from penstock.leaderboard import Entry
 from penstock.report.curves import curve_of
 from penstock.report.document import planned
 from penstock.report.html import page
-from penstock.search import Point
 from penstock.simulate.run import price
 from penstock.solve.best import outcome
 
@@ -25,13 +25,19 @@ STEP = parse("""
     b d  z h                  -> g:T1M   1s
 """).relabelled("a step")
 PLAN = Plan((Swap(Gap(2, 1, 3), "disk", evict_at=2, prefetch_at=3),), "mine")
+
+
+def point(policy, budget, peak=0, seconds=0.0, **facts):
+    return Entry("", "a step", "card", budget, policy, 8.0, peak, seconds, **facts)
+
+
 POINTS = [
-    Point("keep", 4 * MIB, shortfall=MIB),
-    Point("keep", 8 * MIB, 8 * MIB, 8.0),
-    Point("swap", 4 * MIB, 4 * MIB, 12.0),
-    Point("swap", 8 * MIB, 8 * MIB, 8.5),
-    Point("none", 4 * MIB, problem="policy None needs a tier below the device"),
-    Point("none", 8 * MIB, problem="policy None needs a tier below the device"),
+    point("keep", 4 * MIB, shortfall=MIB),
+    point("keep", 8 * MIB, 8 * MIB, 8.0),
+    point("swap", 4 * MIB, 4 * MIB, 12.0),
+    point("swap", 8 * MIB, 8 * MIB, 8.5),
+    point("none", 4 * MIB, problem="policy None needs a tier below the device"),
+    point("none", 8 * MIB, problem="policy None needs a tier below the device"),
 ]
 
 

@@ -1,12 +1,20 @@
 """Colours stay apart for every kind of colour vision."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 
 from penstock.ir.timeline import COMPUTE
-from penstock.report.palette import KINDS, KINDS_ON_DARK, SERIES, lane_colour
+from penstock.report.palette import (
+    HEAT,
+    HEAT_ON_DARK,
+    KINDS,
+    KINDS_ON_DARK,
+    SERIES,
+    ink_on,
+    lane_colour,
+)
 
 # What full colour blindness makes of linear RGB: Machado, Oliveira and Fernandes, "A
 # physiologically-based model for simulation of color vision deficiency", 2009, severity 1.0.
@@ -62,3 +70,26 @@ def test_the_colours_of_policies_are_told_apart_by_full_sight():
     # Marks and dashes help where two policies are near; names are shown for the line pointed at.
     for one, other in combinations(SERIES, 2):
         assert np.linalg.norm(as_lab(one, "full") - as_lab(other, "full")) > 25, (one, other)
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_what_is_slower_is_darker_for_every_sight_and_lighter_on_a_dark_page(sight):
+    lightness = [as_lab(colour, sight)[0] for colour in HEAT]
+    assert lightness == sorted(lightness, reverse=True)
+    for one, other in pairwise(HEAT):
+        # They lie side by side; 2.3 is just noticeable, and each cell has its figure.
+        assert np.linalg.norm(as_lab(one, sight) - as_lab(other, sight)) > 4, (one, other)
+    assert HEAT[::-1] == HEAT_ON_DARK
+
+
+def luminance(colour):
+    srgb = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    return float(np.array(TO_XYZ)[1] @ linear)
+
+
+def test_figures_can_be_read_on_every_colour():
+    # 4.5 is what WCAG 2.1 asks for text.
+    for colour in HEAT:
+        darker, lighter = sorted((luminance(colour), luminance(ink_on(colour))))
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, colour

@@ -10,8 +10,9 @@ from pathlib import Path
 from penstock.ir.machine import Machine
 from penstock.ir.store import save
 from penstock.ir.trace import Trace
+from penstock.leaderboard import Entry
 from penstock.report.document import Json
-from penstock.search import Point, by_policy, front
+from penstock.search import by_policy, front
 
 __all__ = ["brief", "curve_of"]
 
@@ -23,7 +24,7 @@ _START = 60.0
 """Seconds that a process may take to start on a busy machine."""
 
 
-def curve_of(points: Sequence[Point], plain: float) -> Json:
+def curve_of(points: Sequence[Entry], plain: float) -> Json:
     """Points of a search, for pictures and for other tools. `plain`: seconds without a budget."""
     return {
         "penstock": "curve",
@@ -41,7 +42,7 @@ def curve_of(points: Sequence[Point], plain: float) -> Json:
     }
 
 
-def _missing(found: Sequence[Point]) -> str:
+def _missing(found: Sequence[Entry]) -> str:
     """Why a policy has fewer points than there are budgets; empty if it has all."""
     reasons = dict.fromkeys(
         point.problem or "its plans do not fit" for point in found if not point.fits

@@ -1,18 +1,40 @@
-"""A report as one picture, PNG or SVG: what fills the memory over the step, the lanes, the curve."""
+"""A report as one picture, PNG or SVG: the memory over the step and the lanes, the curve; a comparison."""
 
 import io
+import math
+from itertools import groupby
 from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from penstock.errors import UsageError, mib
 from penstock.report.document import Json
-from penstock.report.palette import BUDGET, HELD, KINDS, SERIES, lane_colour
+from penstock.report.palette import (
+    BUDGET,
+    HEAT,
+    HEAT_BOUNDS,
+    HELD,
+    KINDS,
+    SERIES,
+    ink_on,
+    lane_colour,
+    shade,
+)
 from penstock.report.words import spoken
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["curve_figure", "curve_image", "figure", "image", "require_matplotlib"]
+__all__ = [
+    "comparison_figure",
+    "comparison_image",
+    "curve_figure",
+    "curve_image",
+    "figure",
+    "image",
+    "require_matplotlib",
+]
 
 _WIDTH, _HEIGHT = 11.0, 5.5
 """Inches; the height is that of one run, and of a curve."""
@@ -28,6 +50,12 @@ def curve_image(curve: Json, form: Literal["png", "svg"]) -> bytes:
     """The curve from budget to step time as a file's content."""
     require_matplotlib()
     return _content(curve_figure(curve), form)
+
+
+def comparison_image(comparison: Json, form: Literal["png", "svg"]) -> bytes:
+    """A comparison of policies as a file's content."""
+    require_matplotlib()
+    return _content(comparison_figure(comparison), form)
 
 
 def _content(drawn: "Figure", form: Literal["png", "svg"]) -> bytes:
@@ -147,11 +175,20 @@ _DASHES, _MARKS = ("-", "--", ":", "-."), ("o", "s", "^", "D")
 
 
 def _curve(axes: "Axes", curve: Json) -> None:
-    best = curve["front"]
-    if best:
+    _times(axes, [point[:2] for point in curve["front"]], curve["plain"])
+    fitting = [policy for policy in curve["policies"] if policy["points"]]
+    for number, policy in enumerate(fitting):
+        _series(axes, number, policy["name"], [point[:2] for point in policy["points"]])
+    _finish(axes, "budget", "Step time by budget")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
+
+
+def _times(axes: "Axes", front: list[tuple[int, float]], plain: float) -> None:
+    """Below the policies: what nothing beats, and what the step takes without a budget."""
+    if front:
         axes.step(
-            _in_mib([budget for budget, _, _ in best]),
-            [seconds for _, seconds, _ in best],
+            _in_mib([nbytes for nbytes, _ in front]),
+            [seconds for _, seconds in front],
             where="post",
             color="black",
             alpha=0.15,
@@ -159,30 +196,154 @@ def _curve(axes: "Axes", curve: Json) -> None:
             solid_capstyle="round",
             label="Pareto front",
         )
-    if curve["plain"]:
-        axes.axhline(curve["plain"], color=HELD, ls="--", lw=1.2, label="without a budget")
-    fitting = [policy for policy in curve["policies"] if policy["points"]]
-    for number, policy in enumerate(fitting):
-        round_ = number // len(SERIES) % len(_MARKS)
-        axes.plot(
-            _in_mib([budget for budget, _, _ in policy["points"]]),
-            [seconds for _, seconds, _ in policy["points"]],
-            color=SERIES[number % len(SERIES)],
-            ls=_DASHES[round_],
-            marker=_MARKS[round_],
-            ms=4,
-            lw=1.4,
-            label=policy["name"],
-        )
-    every = [seconds for policy in fitting for _, seconds, _ in policy["points"]]
-    if every and max(every) > 3 * min(every) > 0:
+    if plain:
+        axes.axhline(plain, color=HELD, ls="--", lw=1.2, label="without a budget")
+
+
+def _series(axes: "Axes", number: int, name: str, points: list[tuple[int, float]]) -> None:
+    round_ = number // len(SERIES) % len(_MARKS)
+    axes.plot(
+        _in_mib([nbytes for nbytes, _ in points]),
+        [seconds for _, seconds in points],
+        color=SERIES[number % len(SERIES)],
+        ls=_DASHES[round_],
+        marker=_MARKS[round_],
+        ms=4,
+        lw=1.4,
+        label=name,
+    )
+
+
+def _finish(axes: "Axes", what: str, title: str) -> None:
+    times = [time for line in axes.lines for time in np.asarray(line.get_ydata(), float).tolist()]
+    if times and max(times) > 3 * min(times) > 0:
         axes.set_yscale("log")
-    axes.set_title("Step time by budget", loc="left")
-    axes.set_xlabel("budget, MiB")
+    axes.set_title(title, loc="left")
+    axes.set_xlabel(f"{what}, MiB")
     axes.set_ylabel("seconds a step")
     axes.grid(alpha=0.25, which="both")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
 
 
 def _in_mib(nbytes: list[int]) -> list[float]:
     return [n / 2**20 for n in nbytes]
+
+
+# -- a comparison --------------------------------------------------------------------------------
+
+_CURVES = 6
+"""Cases whose curves still find room below the heat-map."""
+_FIGURES = 30
+"""Columns whose cells are wide enough for figures."""
+
+
+def comparison_figure(comparison: Json) -> "Figure":
+    """The slowdown of each policy in each column; with few cases also their step times by peak."""
+    from matplotlib.figure import Figure
+
+    cases, policies = comparison["cases"], comparison["policies"]
+    if not cases:
+        drawn = Figure(figsize=(_WIDTH, 1.0))
+        drawn.text(0.5, 0.5, "Nothing was compared.", ha="center")
+        return drawn
+    across = 2 if 1 < len(cases) <= _CURVES else 1
+    below = math.ceil(len(cases) / across) if len(cases) <= _CURVES else 0
+    tall = 1.6 + 0.24 * len(policies)
+    drawn = Figure(figsize=(_WIDTH, tall + 4.2 * below), layout="constrained")
+    grid = drawn.add_gridspec(below + 1, across, height_ratios=[tall, *[4.2] * below])
+    _heat(drawn.add_subplot(grid[0, :]), comparison)
+    if not below:
+        return drawn
+    for number, case in enumerate(cases):
+        row, column = divmod(number, across)
+        axes = drawn.add_subplot(grid[row + 1, column])
+        _times(axes, case["front"], case["plain"])
+        for policy, name in enumerate(policies):
+            if points := _fitting(comparison, number, policy):
+                _series(axes, policy, name, points)
+        _finish(axes, "peak", f"{case['step']} on {case['on']}")
+    handles = {str(line.get_label()): line for axes in drawn.axes[1:] for line in axes.lines}
+    drawn.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside lower left",
+        ncols=6,
+        frameon=False,
+        fontsize=8,
+    )
+    return drawn
+
+
+def _fitting(comparison: Json, case: int, policy: int) -> list[tuple[int, float]]:
+    """Peak and seconds of a policy at each budget that it fits."""
+    columns, points = comparison["columns"], comparison["points"]
+    own = [n for n, column in enumerate(columns) if column["case"] == case]
+    places = [policy * len(columns) + n for n in own]
+    return [
+        (points["peak"][at], points["seconds"][at])
+        for at in places
+        if points["state"][at] == "fits"
+    ]
+
+
+def _heat(axes: "Axes", comparison: Json) -> None:
+    """Cells by slowdown; what does not fit is hatched, what made no plan is grey."""
+    from matplotlib.patches import Patch, Rectangle
+
+    cases, columns, points = (comparison[part] for part in ("cases", "columns", "points"))
+    for at, state in enumerate(points["state"]):
+        policy, number = divmod(at, len(columns))
+        plain = cases[columns[number]["case"]]["plain"]
+        ratio = points["seconds"][at] / plain if plain else math.nan
+        fits, text, ink = state == "fits", "", "#606060"
+        colour = "white" if state in ("short", "") else HELD
+        if fits:
+            colour, text = HEAT[0 if math.isnan(ratio) else shade(ratio)], f"{ratio:.2f}"
+            ink = ink_on(colour)
+        hatch = "////" if state == "short" else None
+        edge = "#c3c9d0" if state == "short" else "white"
+        corner = (number - 0.5, policy - 0.5)
+        axes.add_patch(
+            Rectangle(corner, 1, 1, facecolor=colour, edgecolor=edge, hatch=hatch, lw=0.6)
+        )
+        if text and len(columns) <= _FIGURES:
+            best = comparison["policies"][policy] in columns[number]["best"]
+            weight = "bold" if best else "normal"
+            axes.text(
+                number, policy, text, color=ink, ha="center", va="center", fontsize=7, weight=weight
+            )
+    axes.set_xlim(-0.5, len(columns) - 0.5)
+    axes.set_ylim(len(comparison["policies"]) - 0.5, -0.5)
+    axes.set_yticks(range(len(comparison["policies"])), comparison["policies"], fontsize=8)
+    if len(columns) <= _FIGURES:
+        axes.set_xticks(range(len(columns)), [column["asked"] for column in columns], fontsize=8)
+    else:
+        axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    start = 0
+    for case, own in groupby(columns, key=lambda column: column["case"]):
+        width = len(list(own))
+        label = f"{cases[case]['step']}\n{cases[case]['on']}"
+        turned = 90 if width < 40 * len(columns) / 100 and len(cases) > _CURVES else 0
+        axes.text(
+            start + width / 2 - 0.5,
+            -0.7,
+            label,
+            ha="center",
+            va="bottom",
+            fontsize=7,
+            rotation=turned,
+        )
+        if start:
+            axes.axvline(start - 0.5, color="black", lw=0.8)
+        start += width
+    axes.set_xlabel("the step's time over that of the step that keeps everything, at each budget")
+    names = ["no cost", *(f"to {bound}x" for bound in HEAT_BOUNDS[1:]), "more"]
+    marks = [
+        Patch(facecolor=c, edgecolor="#c3c9d0", label=n) for c, n in zip(HEAT, names, strict=True)
+    ]
+    marks.append(Patch(facecolor="white", edgecolor="#c3c9d0", hatch="////", label="does not fit"))
+    marks.append(Patch(facecolor=HELD, label="no plan"))
+    axes.legend(
+        handles=marks, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8
+    )

@@ -18,7 +18,7 @@ from penstock.report.chrome import chrome_trace
 from penstock.report.curves import brief
 from penstock.report.document import Json, document, planned, run, runs_of, told_of
 from penstock.report.explain import explain
-from penstock.report.figures import curve_image, image, require_matplotlib
+from penstock.report.figures import comparison_image, curve_image, image, require_matplotlib
 from penstock.session import Session
 from penstock.solve.best import Outcome
 
@@ -27,6 +27,7 @@ __all__ = [
     "check",
     "leaving",
     "read_report",
+    "save_comparison",
     "save_curve",
     "save_report",
     "save_timeline",
@@ -138,6 +139,18 @@ def save_curve(path: Path, curve: Json) -> None:
         _write(path, curve_image(curve, form))
     else:
         _write(path, _json(curve))
+
+
+def save_comparison(path: Path, comparison: Json) -> None:
+    """Write what `comparison_of` made: as a page, a picture or data."""
+    if path.suffix == ".html":
+        from penstock.report.comparison_page import comparison_page
+
+        _write(path, comparison_page(comparison).encode())
+    elif (form := _PICTURES.get(path.suffix)) is not None:
+        _write(path, comparison_image(comparison, form))
+    else:
+        _write(path, _json(comparison))
 
 
 def save_timeline(path: Path, problem: Problem, found: Outcome) -> None:

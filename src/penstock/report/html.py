@@ -1,17 +1,12 @@
-"""A report as one web page that needs nothing else: figures, pictures, words, a table of the steps.
+"""A report as one web page: figures, pictures, words, a table of the steps."""
 
-The page carries its style (`page.css`), its script (`page.js`) and the data that the script draws.
-"""
-
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
 from html import escape
-from importlib.resources import files
 
 from penstock.errors import mib
 from penstock.report.document import Json
-from penstock.report.palette import BUDGET, HELD, KINDS, KINDS_ON_DARK, SERIES, lane_colour
+from penstock.report.palette import KINDS
+from penstock.report.shell import bound, panel
 from penstock.report.words import duration, off, spoken
 
 __all__ = ["page"]
@@ -33,36 +28,7 @@ def page(bodies: Sequence[Json], curve: Json | None = None) -> str:
     if curve is not None:
         parts.append(_curve(curve))
     data = {"views": [_drawn(body) for body in bodies], "curve": curve, "kinds": list(KINDS)}
-    # "<" would let a name in the data end the script.
-    carried = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{escape(title)}</title><style>{_colours()}{_part('page.css')}</style></head>"
-        f"<body>{''.join(parts)}"
-        f"<script type='application/json' id='data'>{carried}</script>"
-        f"<script>{_part('page.js')}</script></body></html>\n"
-    )
-
-
-@cache
-def _part(name: str) -> str:
-    return files("penstock.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _colours() -> str:
-    """The palette for the style sheet and the script: `--kind-activation`, `--lane-stall` and so on."""
-    lanes = {lane: lane_colour(lane) for lane in ("compute", "recompute", "stall", "copy")}
-    series = {str(number): colour for number, colour in enumerate(SERIES)}
-    light = [("kind", KINDS), ("lane", lanes), ("series", series)]
-    return (
-        f":root{{--budget:{BUDGET};--held:{HELD};{''.join(_variables(*it) for it in light)}}}"
-        f"@media (prefers-color-scheme: dark){{:root{{{_variables('kind', KINDS_ON_DARK)}}}}}"
-    )
-
-
-def _variables(group: str, colours: dict[str, str]) -> str:
-    return "".join(f"--{group}-{name}:{colour};" for name, colour in colours.items())
+    return bound(title, parts, data)
 
 
 def _drawn(body: Json) -> Json:
@@ -110,13 +76,9 @@ def _view(number: int, body: Json) -> str:
     if body.get("words"):
         parts.append(_words(body["words"]))
     if body["steps"]:
-        parts.append(_panel("Steps", _steps(body["steps"], body["budget"])))
+        parts.append(panel("Steps", _steps(body["steps"], body["budget"])))
     hidden = " hidden" if number else ""
     return f"<div class='view' data-view='{number}'{hidden}>{''.join(parts)}</div>"
-
-
-def _panel(title: str, content: str) -> str:
-    return f"<section class='panel'><h2>{escape(title)}</h2>{content}</section>"
 
 
 def _tiles(body: Json, runs: dict[str, Json]) -> str:
@@ -199,7 +161,7 @@ def _peak(runs: dict[str, Json]) -> str:
         parts.append(
             f"<div class='whole'><h3>The largest values</h3><ul class='values'>{rows}</ul></div>"
         )
-    return _panel("What fills the peak", f"{when}<div class='columns'>{''.join(parts)}</div>")
+    return panel("What fills the peak", f"{when}<div class='columns'>{''.join(parts)}</div>")
 
 
 _BARS = 10
@@ -249,7 +211,7 @@ def _figures(body: Json, runs: dict[str, Json]) -> str:
     ]
     table = "".join(f"<tr>{row}</tr>" for row in rows)
     title = "Predicted against measured" if both else "In figures"
-    return _panel(title, f"<div class='wide'><table>{table}</table></div>")
+    return panel(title, f"<div class='wide'><table>{table}</table></div>")
 
 
 def _figure_rows(plain: Json | None, runs: Sequence[Json]) -> Iterator[list[str]]:

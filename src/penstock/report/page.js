@@ -335,7 +335,7 @@
     whenResized(host, redraw);
   }
 
-  // -- the curve ----------------------------------------------------------------------------
+  // -- step time over bytes -----------------------------------------------------------------
 
   const MARKS = [
     (x, y) => `M${x - 4},${y}a4,4 0 1 0 8,0a4,4 0 1 0 -8,0z`,
@@ -345,27 +345,40 @@
   ];
   const DASHES = ["", "6 3", "2 3", "8 3 2 3"];
 
-  function curve(panel, found) {
+  /** The picture in `panel`. It returns what draws it: of `axis` (what the bytes are), `plain` (seconds),
+   *  `front` and `limits` (bytes), and policies with `points`: bytes, seconds, and the lines that tell of
+   *  it; where it was measured, also the bytes and seconds that were predicted. */
+  function curve(panel) {
     const host = panel.querySelector(".chart"), legend = panel.querySelector(".legend");
-    const policies = found.policies.filter(({ points }) => points.length);
-    const every = policies.flatMap(({ points }) => points);
-    if (!every.length) return host.replaceChildren("No policy found a plan.");
     const colour = (n) => `var(--series-${n % 8})`, round = (n) => Math.floor(n / 8) % MARKS.length;
     const groups = [];
+    let found = null, policies = [];
+
+    function show(next) {
+      found = next;
+      policies = found.policies.map((policy, n) => ({ ...policy, n })).filter(({ points }) => points.length);
+      redraw();
+    }
 
     function redraw() {
+      if (!found || !host.clientWidth) return;
+      groups.length = 0;
+      legend.replaceChildren();
+      const every = policies.flatMap(({ points }) => points);
+      if (!every.length) return host.replaceChildren("No policy found a plan that fits.");
       const width = host.clientWidth, narrow = width < 560;
       const left = narrow ? 44 : 62, right = width - 12, top = 12, height = narrow ? 240 : 330;
-      const budgets = every.map(([budget]) => budget), times = every.map(([, time]) => time);
+      const ghosts = every.flatMap(([, , , ghost]) => (ghost ? [ghost] : []));
+      const bytes = [...every, ...ghosts].map(([nbytes]) => nbytes), times = [...every, ...ghosts].map(([, time]) => time);
       if (found.plain) times.push(found.plain);
-      const least = Math.min(...budgets), most = Math.max(...budgets), span = most - least || most || 1;
+      const least = Math.min(...bytes), most = Math.max(...bytes), span = most - least || most || 1;
       const fastest = Math.min(...times), slowest = Math.max(...times);
       const log = slowest > 3 * fastest && fastest > 0;
       const scale = log ? Math.log : (time) => time;
       const margin = 0.12 * (slowest - fastest || slowest || 1);
       const low = log ? scale(fastest / 1.15) : Math.max(0, fastest - margin);
       const high = log ? scale(slowest * 1.15) : slowest + margin;
-      const X = (budget) => left + 10 + ((budget - least) / span) * (right - left - 20);
+      const X = (nbytes) => left + 10 + ((nbytes - least) / span) * (right - left - 20);
       const Y = (time) => top + height * (1 - (scale(time) - low) / (high - low));
 
       host.replaceChildren();
@@ -383,10 +396,10 @@
         draw(svg, "text", { x, y: top + height + 18, "text-anchor": "middle" }, level.toLocaleString("en-US"));
       }
       draw(svg, "line", { class: "grid", x1: left, x2: right, y1: top + height, y2: top + height });
-      draw(svg, "text", { x: right, y: top + height + 34, "text-anchor": "end" }, `budget, ${size === 2 ** 30 ? "GiB" : "MiB"}`);
-      for (const view of DATA.views) {
-        if (view.budget < least - span / 50 || view.budget > most + span / 50) continue;
-        const x = at(X(view.budget));
+      draw(svg, "text", { x: right, y: top + height + 34, "text-anchor": "end" }, `${found.axis}, ${size === 2 ** 30 ? "GiB" : "MiB"}`);
+      for (const nbytes of found.limits) {
+        if (nbytes < least - span / 50 || nbytes > most + span / 50) continue;
+        const x = at(X(nbytes));
         draw(svg, "line", { class: "budget", x1: x, x2: x, y1: top, y2: top + height });
       }
       if (found.plain) {
@@ -396,32 +409,37 @@
       const best = found.front;
       if (best.length) {
         draw(svg, "path", { class: "front",
-          d: outline(best.map(([budget]) => budget), best.map(([, time]) => time), most, X, Y) });
+          d: outline(best.map(([nbytes]) => nbytes), best.map(([, time]) => time), most, X, Y) });
       }
-      groups.length = 0;
-      policies.forEach(({ points }, n) => {
+      for (const { points, n } of policies) {
         const group = draw(svg, "g", { class: "series" });
-        const places = points.map(([budget, time]) => [at(X(budget)), at(Y(time))]);
+        const places = points.map(([nbytes, time]) => [at(X(nbytes)), at(Y(time))]);
         draw(group, "path", { d: `M${places.join("L")}`, stroke: colour(n), "stroke-dasharray": DASHES[round(n)] });
+        points.forEach(([, , , ghost], k) => {
+          if (!ghost) return;
+          const [x, y] = [at(X(ghost[0])), at(Y(ghost[1]))];
+          draw(group, "path", { class: "ghost", stroke: colour(n), d: `M${places[k]}L${x},${y}` });
+          draw(group, "path", { class: "ghost mark", style: `stroke:${colour(n)}`, d: MARKS[round(n)](x, y) });
+        });
         draw(group, "path", { class: "mark", style: `fill:${colour(n)}`, d: places.map(([x, y]) => MARKS[round(n)](x, y)).join("") });
         groups.push({ group, places });
-      });
-      legend.replaceChildren(...policies.map(({ name }, n) => {
+      }
+      legend.append(...policies.map(({ name, n }, k) => {
         const sample = draw(make("span", {}), "svg", { width: 26, height: 12, class: "series" });
         draw(sample, "path", { d: "M0,6H26", stroke: colour(n), "stroke-dasharray": DASHES[round(n)] });
         draw(sample, "path", { class: "mark", style: `fill:${colour(n)}`, d: MARKS[round(n)](13, 6) });
         const button = make("button", { type: "button" }, sample, name);
-        for (const [event, one] of [["pointerenter", n], ["focus", n], ["pointerleave", -1], ["blur", -1]]) {
+        for (const [event, one] of [["pointerenter", k], ["focus", k], ["pointerleave", -1], ["blur", -1]]) {
           button.addEventListener(event, () => highlight(one));
         }
         return button;
       }));
       const rule = (mark, name) => legend.append(make("span", {}, mark, name));
       if (found.plain) rule(swatch("var(--muted)", "rule dashed"), `without a budget ${duration(found.plain)}`);
-      if (DATA.views.length) rule(swatch("var(--budget)", "rule dashed"), "budget of this report");
+      if (found.limits.length) rule(swatch("var(--budget)", "rule dashed"), found.limitsAre);
     }
 
-    const highlight = (one) => groups.forEach(({ group }, n) => group.classList.toggle("faded", one >= 0 && n !== one));
+    const highlight = (one) => groups.forEach(({ group }, k) => group.classList.toggle("faded", one >= 0 && k !== one));
 
     function decades(low, high) {
       const levels = [];
@@ -435,15 +453,13 @@
       const box = host.getBoundingClientRect();
       const x = event.clientX - box.left, y = event.clientY - box.top;
       let nearest = null;
-      groups.forEach(({ places }, n) => places.forEach(([px, py], k) => {
+      groups.forEach(({ places }, one) => places.forEach(([px, py], k) => {
         const distance = Math.hypot(px - x, py - y);
-        if (distance < (nearest?.distance ?? 30)) nearest = { distance, n, k };
+        if (distance < (nearest?.distance ?? 30)) nearest = { distance, one, k };
       }));
       if (!nearest) return leave();
-      const { name, points } = policies[nearest.n], [budget, time, peak] = points[nearest.k];
-      highlight(nearest.n);
-      tip(host, x, y, [name, `budget ${mib(budget)}, peak ${mib(peak)}`,
-        `${duration(time)} a step${found.plain ? `, ${(time / found.plain).toFixed(2)}x the step without a budget` : ""}`]);
+      highlight(nearest.one);
+      tip(host, x, y, policies[nearest.one].points[nearest.k][2]);
     }
     const leave = () => { hide(host); highlight(-1); };
 
@@ -451,6 +467,227 @@
     host.addEventListener("pointerdown", point);
     host.addEventListener("pointerleave", leave);
     whenResized(host, redraw);
+    return show;
+  }
+
+  /** `1.45x`; empty where there is nothing to compare with. */
+  const times = (seconds, plain) => (plain ? `${(seconds / plain).toFixed(seconds < 100 * plain ? 2 : 0)}x` : "");
+  const ofPlain = (seconds, plain) =>
+    `${duration(seconds)} a step${plain ? `, ${times(seconds, plain)} the step without a budget` : ""}`;
+
+  /** The curve of one step over budgets. */
+  function byBudget({ plain, policies, front }) {
+    curve(document.getElementById("curve"))({
+      plain, front, axis: "budget", limits: DATA.views.map(({ budget }) => budget), limitsAre: "budget of this report",
+      policies: policies.map(({ name, points }) => ({ name, points: points.map(([budget, time, peak]) =>
+        [budget, time, [name, `budget ${mib(budget)}, peak ${mib(peak)}`, ofPlain(time, plain)]]) })),
+    });
+  }
+
+  // -- a comparison -------------------------------------------------------------------------
+
+  function comparison(board) {
+    const { cases, columns, policies, points, problems } = board;
+    const place = (p, c) => p * columns.length + c;
+    const caseOf = (c) => cases[columns[c].case];
+    const share = (nbytes, of) => (of ? `${Math.round((100 * nbytes) / of)}%` : "");
+    const counted = (n, what) => n && `${grouped(n, 0)} ${what}${n === 1 ? "" : "s"}`;
+    const listed = (...parts) => parts.filter(Boolean).join(", ");
+
+    /** The figures of a cell, or the reason why there are none, as lines. */
+    function told(p, c) {
+      const n = place(p, c), of = (name) => points[name]?.[n] ?? 0;
+      const { budget, asked } = columns[c], { step, on, plain, full } = caseOf(c);
+      const room = [asked, asked === mib(budget) || !budget ? "" : `(${mib(budget)})`].filter(Boolean).join(" ");
+      const lines = [`${policies[p]} at ${room}`, `${step} on ${on}`];
+      const state = points.state[n];
+      if (state === "late" || state === "none") return [...lines, problems[of("problem")]];
+      if (state === "") return [...lines, "not asked"];
+      if (state === "short") {
+        const least = of("least");
+        lines.push(least > budget
+          ? `does not fit: this plan needs ${mib(least)}${full ? `, ${share(least, full)} of the plain step` : ""}`
+          : "does not fit: the tiers below have too little room for it");
+      }
+      const foretold = of("foretold");
+      const off = (predicted, measured) =>
+        (measured ? ` (${predicted >= measured ? "+" : ""}${(100 * (predicted / measured - 1)).toFixed(1)} %)` : "");
+      lines.push(ofPlain(of("seconds"), plain));
+      if (foretold) lines.push(`predicted ${duration(foretold)}${off(foretold, of("seconds"))}`);
+      lines.push(`peak ${mib(of("peak"))}${foretold ? `, predicted ${mib(of("foretold_peak"))}${off(of("foretold_peak"), of("peak"))}` : ""}`);
+      lines.push(listed(counted(of("swaps"), "swap"), counted(of("recomputes"), "recomputation"), counted(of("places"), "placement"))
+        || "keeps everything");
+      lines.push(listed(of("moved") && `moves ${mib(of("moved"))}`, of("stalled") && `waits ${duration(of("stalled"))}`,
+        of("again") && `computes ${duration(of("again"))} again`));
+      lines.push(`planned in ${duration(of("took"))}${of("cut") ? "; its own time limit may have ended the search, so it is not proven the best" : ""}`);
+      return lines.filter(Boolean);
+    }
+
+    const drawCurve = curve(document.getElementById("curve"));
+    const chosen = document.querySelector("#curve select");
+    function curveOf(number) {
+      const { plain, front } = cases[number];
+      const own = columns.flatMap((column, c) => (column.case === number ? [c] : []));
+      drawCurve({
+        plain, front, axis: "peak", limits: own.map((c) => columns[c].budget), limitsAre: "budgets",
+        policies: policies.map((name, p) => ({ name, points: own.filter((c) => points.state[place(p, c)] === "fits").map((c) => {
+          const n = place(p, c), foretold = points.foretold?.[n];
+          return [points.peak[n], points.seconds[n], told(p, c), foretold ? [points.foretold_peak[n], foretold] : undefined];
+        }) })),
+      });
+    }
+    chosen?.addEventListener("change", () => curveOf(+chosen.value));
+    curveOf(0);
+    heat(document.getElementById("heat"), board, told, (number) => {
+      if (!chosen || +chosen.value === number) return;
+      chosen.value = number;
+      curveOf(number);
+    });
+  }
+
+  /** The table of policies by columns, with a colour for each slowdown. A cell that is chosen calls `choose`
+   *  with its case. */
+  function heat(panel, board, told, choose) {
+    const { cases, columns, policies, points } = board;
+    const host = panel.querySelector(".map"), moment = panel.querySelector(".moment");
+    const filters = [...panel.querySelectorAll("select")];
+    const SMALL = 3, FIGURES = 38, WIDEST = 78; // pixels of a cell
+    let wanted = null, shown = [];
+
+    const slowdown = (n, c) => (cases[columns[c].case].plain ? points.seconds[n] / cases[columns[c].case].plain : NaN);
+    const shade = (ratio) => { const n = DATA.heat.findIndex((bound) => ratio < bound); return n < 0 ? DATA.heat.length : n; };
+    const figure = (ratio) => (Number.isNaN(ratio) ? "?" : ratio < 10 ? ratio.toFixed(2) : ratio < 100 ? ratio.toFixed(1) : ratio.toFixed(0));
+
+    /** What a cell shows: its classes and its text. */
+    function seen(p, c) {
+      const n = p * columns.length + c, { budget, best, case: of } = columns[c];
+      switch (points.state[n]) {
+        case "fits": {
+          const ratio = slowdown(n, c), cut = points.cut[n];
+          const classes = [`h${Number.isNaN(ratio) ? 0 : shade(ratio)}`, cut && "cut", best.includes(policies[p]) && "won"];
+          return [classes.filter(Boolean).join(" "), `${cut ? "~" : ""}${figure(ratio)}`];
+        }
+        case "short": {
+          const least = points.least[n], full = cases[of].full;
+          return ["short", least <= budget ? "tier" : full ? `≥${Math.ceil((100 * least) / full)}%` : "no"];
+        }
+        case "late": return ["late", "time"];
+        case "none": return ["none", "×"];
+        default: return ["", ""];
+      }
+    }
+
+    /** Neighbours of one name become one header cell. */
+    function header(name, of, size) {
+      const cells = [];
+      for (const c of shown) {
+        const text = of(c), last = cells.at(-1);
+        if (last && last.text === text && name !== "budget") last.span += 1;
+        else cells.push({ text, span: 1 });
+      }
+      return `<tr class="${name}"><th scope="row">${name}</th>${cells.map(({ text, span }) => {
+        const room = span * size, turned = room < 7 * text.length + 6;
+        const inside = room < 11 ? "" : `<span${turned ? ' class="turned"' : ""} style="max-width:${turned ? 90 : room - 4}px">${escaped(text)}</span>`;
+        return `<th scope="col" colspan="${span}" title="${escaped(text)}">${inside}</th>`;
+      }).join("")}</tr>`;
+    }
+    const escaped = (text) => text.replace(/[&<>"']/g, (sign) => `&#${sign.charCodeAt(0)};`);
+
+    function redraw() {
+      const [step, on] = ["step", "on"].map((what) => filters.find((one) => one.dataset.of === what)?.value ?? "");
+      shown = columns.flatMap((column, c) => {
+        const of = cases[column.case];
+        return (!step || of.step === step) && (!on || of.on === on) ? [c] : [];
+      });
+      const width = panel.querySelector(".beside").clientWidth, names = width < 560 ? 92 : 112;
+      const room = Math.floor((width - names) / Math.max(1, shown.length));
+      const small = (wanted ?? (room >= FIGURES ? "figures" : "overview")) === "overview";
+      const size = small ? Math.max(SMALL, Math.min(26, room)) : Math.max(FIGURES + 4, Math.min(WIDEST, room));
+      const several = (of) => new Set(shown.map(of)).size > 1;
+      const stepOf = (c) => cases[columns[c].case].step, machineOf = (c) => cases[columns[c].case].on;
+      const starts = new Set(shown.filter((c, k) => k && columns[shown[k - 1]].case !== columns[c].case));
+      const heads = [
+        several(stepOf) && header("step", stepOf, size),
+        several(machineOf) && header("machine", machineOf, size),
+        header("budget", (c) => columns[c].asked, size),
+      ];
+      const rows = policies.map((policy, p) => `<tr><th scope="row" title="${escaped(policy)}">${escaped(policy)}</th>${shown.map((c) => {
+        const [classes, text] = seen(p, c);
+        return `<td class="${classes}${starts.has(c) ? " first" : ""}" data-p="${p}" data-c="${c}" tabindex="-1">${text}</td>`;
+      }).join("")}</tr>`);
+      host.innerHTML = `<div class="wide"><table role="grid" class="${small ? "small" : ""}${size < 5 ? " tiny" : ""}" style="width:${names + size * shown.length}px">
+        <colgroup><col style="width:${names}px"><col span="${shown.length}" style="width:${size}px"></colgroup>
+        <thead>${heads.filter(Boolean).join("")}</thead><tbody>${rows.join("")}</tbody></table></div>`;
+      for (const input of panel.querySelectorAll(".switch input")) input.checked = (input.value === "overview") === small;
+      const first = host.querySelector("td");
+      if (first) first.tabIndex = 0;
+      if (first && !moment.textContent) tell(first);
+    }
+
+    const cell = (p, c) => host.querySelector(`td[data-p="${p}"][data-c="${c}"]`);
+    const facts = (td) => told(+td.dataset.p, +td.dataset.c);
+
+    function tell(td) {
+      const [head, ...lines] = facts(td);
+      moment.replaceChildren(make("p", {}, make("b", { textContent: head })),
+        make("ul", { className: "facts" }, ...lines.map((line) => make("li", { textContent: line }))));
+    }
+
+    function choosing(td) {
+      host.querySelector('td[tabindex="0"]')?.setAttribute("tabindex", "-1");
+      td.tabIndex = 0;
+      td.setAttribute("aria-label", facts(td).join("; "));
+      tell(td);
+      choose(columns[td.dataset.c].case);
+    }
+
+    function near(td) {
+      const box = host.getBoundingClientRect(), { left, top, height } = td.getBoundingClientRect();
+      tip(host, left - box.left, top - box.top, facts(td), top - box.top + height + 6);
+    }
+
+    host.addEventListener("pointerover", (event) => {
+      const td = event.target.closest("td");
+      if (td) near(td); else hide(host);
+    });
+    host.addEventListener("pointerleave", () => hide(host));
+    host.addEventListener("focusin", ({ target }) => { if (target.matches("td")) { choosing(target); near(target); } });
+    host.addEventListener("focusout", () => hide(host));
+    host.addEventListener("scroll", () => {
+      const td = document.activeElement;
+      if (host.contains(td) && td.matches("td")) near(td); else hide(host);
+    }, true);
+    host.addEventListener("keydown", (event) => {
+      const td = event.target.closest("td");
+      if (!td) return;
+      if (event.key === "Escape") return hide(host);
+      const p = +td.dataset.p, k = shown.indexOf(+td.dataset.c), last = shown.length - 1;
+      const next = { ArrowLeft: [p, k - 1], ArrowRight: [p, k + 1], ArrowUp: [p - 1, k], ArrowDown: [p + 1, k],
+        Home: [p, 0], End: [p, last] }[event.key];
+      if (!next) return;
+      event.preventDefault();
+      const [row, column] = next;
+      if (row >= 0 && row < policies.length && column >= 0 && column <= last) cell(row, shown[column]).focus();
+    });
+
+    panel.querySelector(".switch").append(...["figures", "overview"].map((value) => {
+      const input = make("input", { type: "radio", name: "cells", value });
+      input.addEventListener("change", () => { wanted = value; redraw(); });
+      return make("label", {}, input, make("span", { textContent: value }));
+    }));
+    for (const one of filters) {
+      one.addEventListener("change", () => {
+        redraw();
+        if (shown.length) choose(columns[shown[0]].case);
+      });
+    }
+    const sample = (classes, text, name) => make("span", {}, make("i", { className: `heat ${classes}`, textContent: text }), name);
+    const bounds = DATA.heat.map((bound, n) => sample(`h${n}`, "", n ? `to ${bound}x` : "no cost"));
+    panel.querySelector(".legend").append(...bounds, sample(`h${DATA.heat.length}`, "", "more"),
+      sample("h2 won", "1.03", "fastest there"), sample("h2 cut", "~1.03", "stopped by its own time limit: not proven"),
+      sample("short", "≥46%", "does not fit: it needs this much of the plain step"), sample("short", "tier", "too little room in the tiers below"),
+      sample("late", "time", "given up"), sample("none", "×", "no plan"));
+    whenResized(panel, redraw);
   }
 
   // -- the page -----------------------------------------------------------------------------
@@ -474,7 +711,8 @@
   for (const panel of document.querySelectorAll("[data-pictures]")) {
     pictures(panel, DATA.views[panel.dataset.pictures]);
   }
-  if (DATA.curve) curve(document.getElementById("curve"), DATA.curve);
+  if (DATA.curve) byBudget(DATA.curve);
+  if (DATA.comparison?.cases.length) comparison(DATA.comparison);
   // For those who measure: the milliseconds from the navigation to the first frame.
   requestAnimationFrame(() => { document.documentElement.dataset.drawn = performance.now().toFixed(0); });
 })();

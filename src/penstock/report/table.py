@@ -10,7 +10,7 @@ from penstock.ir.timeline import Timeline
 from penstock.ir.trace import Trace
 from penstock.leaderboard import Entry, standings
 from penstock.report.words import spoken
-from penstock.search import Point, by_policy, front
+from penstock.search import by_policy, front
 from penstock.session import StepReport
 from penstock.solve.best import Outcome
 
@@ -63,7 +63,7 @@ def comparison(entries: Sequence[Entry]) -> Table:
     for name in ("budget", "policy", "peak", "fits", "step", "of plain", "stall", "again", "moved"):
         table.add_column(name, justify="left" if name == "policy" else "right")
     for before, entry in zip((None, *entries), entries, strict=False):
-        if before is not None and entry.budget != before.budget:
+        if before is not None and entry.at != before.at:
             table.add_section()
         if entry.problem:
             table.add_row(mib(entry.budget), entry.policy, entry.problem)
@@ -84,8 +84,8 @@ def comparison(entries: Sequence[Entry]) -> Table:
 
 def leaderboard(entries: Sequence[Entry]) -> Table:
     """Policies over many problems (each step on each machine at each budget), best first."""
-    problems = {(entry.step, entry.on, entry.budget): False for entry in entries}
-    problems |= {(e.step, e.on, e.budget): True for e in entries if e.fits}
+    problems = {entry.at: False for entry in entries}
+    problems |= {entry.at: True for entry in entries if entry.fits}
     solved = sum(problems.values())
     table = Table(title=f"{len(problems)} problems, of which {solved} are fitted by some policy")
     for name in ("policy", "fits", "of plain", "of best", "wins", "no plan", "planning"):
@@ -107,7 +107,7 @@ def leaderboard(entries: Sequence[Entry]) -> Table:
     return table
 
 
-def curves(points: Sequence[Point], plain: float) -> Table:
+def curves(points: Sequence[Entry], plain: float) -> Table:
     """Step seconds by budget (rows) and policy (columns); a star marks what nothing beats in both."""
     best = set(front(points))
     columns = dict(by_policy(points))
@@ -120,7 +120,7 @@ def curves(points: Sequence[Point], plain: float) -> Table:
     return table
 
 
-def _cell(point: Point, best: set[Point]) -> str:
+def _cell(point: Entry, best: set[Entry]) -> str:
     if not point.fits:
         return "-"
     return f"{point.seconds:.4g}{' *' if point in best else ''}"
