@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -181,7 +181,7 @@ _BLOCKS: dict[str, Callable[[str], Any]] = {"lora": _count, "checkpoint": _flag,
 _OPTIONS: dict[Source, dict[str, Callable[[str], Any]]] = {
     "hf": _TRAINING | _SEQUENCES | _IMAGES | _BLOCKS,
     "cnn": _TRAINING | _SEQUENCES | _IMAGES,
-    "zoo": {"size": _one_of("small", "full")},
+    "zoo": {"size": _one_of(*get_args(workloads.Size))},
     "code": {},
 }
 
@@ -324,7 +324,7 @@ def _loss(which: Architecture, model: nn.Module) -> Callable[[], Tensor]:
 
 
 def _workload(which: Architecture) -> Step:
-    size: workloads.Size = "full" if which.size == "full" else "small"
+    size = cast("workloads.Size", which.size)
     work = workloads.workload(which.name, size)
     device = next(work.parameters()).device
 

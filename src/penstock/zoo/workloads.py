@@ -1,7 +1,8 @@
 """Training steps by name: a model, an optimizer, data, and what one step does with them.
 
-Two sizes: `small` for tests (a step of some tens of megabytes), `full` for benchmarks (a step of
-some gigabytes, seconds long on two cores).
+Three sizes: `small` for tests (a step of some tens of megabytes), `middle` for many runs whose figures
+are to mean something (some hundreds), `full` for benchmarks (some gigabytes, seconds long on two
+cores).
 """
 
 import functools
@@ -26,7 +27,7 @@ from penstock.zoo.sequence import LSTMTagger, MixtureOfExperts
 
 __all__ = ["Size", "Workload", "batches_on", "names", "workload"]
 
-Size = Literal["small", "full"]
+Size = Literal["small", "middle", "full"]
 
 
 @dataclass
@@ -124,8 +125,8 @@ def _noise(step: int, batch: int) -> Tensor:
     return torch.randn(batch, 64, generator=torch.Generator().manual_seed(step))
 
 
-def _pick(size: Size, small: Any, full: Any) -> Any:
-    return small if size == "small" else full
+def _pick(size: Size, small: Any, middle: Any, full: Any) -> Any:
+    return {"small": small, "middle": middle, "full": full}[size]
 
 
 def _adamw(model: nn.Module, **options: Any) -> Optimizer:
@@ -159,7 +160,7 @@ def _next_token(logits: Tensor, x: Tensor) -> Tensor:
 def _gpt2_model(size: Size, length: int) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    layers, width = _pick(size, (4, 128), (8, 512))
+    layers, width = _pick(size, (4, 128), (4, 256), (8, 512))
     config = GPT2Config(
         vocab_size=256,
         n_positions=length,
@@ -177,7 +178,7 @@ def _gpt2_model(size: Size, length: int) -> nn.Module:
 @_named
 def gpt2(size: Size) -> Workload:
     """GPT-2 with dropout on byte-level text."""
-    batch, length = _pick(size, (8, 256), (8, 512))
+    batch, length = _pick(size, (8, 256), (6, 256), (8, 512))
     model = _gpt2_model(size, length)
 
     def loss(number: int) -> Tensor:
@@ -192,7 +193,7 @@ def gpt2(size: Size) -> Workload:
 def bert(size: Size) -> Workload:
     from transformers import BertConfig, BertForMaskedLM
 
-    layers, width, batch, length = _pick(size, (3, 128, 8, 256), (6, 512, 8, 384))
+    layers, width, batch, length = _pick(size, (3, 128, 8, 256), (4, 256, 8, 256), (6, 512, 8, 384))
     config = BertConfig(
         vocab_size=256,
         hidden_size=width,
@@ -215,7 +216,7 @@ def bert(size: Size) -> Workload:
 def llama(size: Size) -> Workload:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    layers, width, batch, length = _pick(size, (4, 128, 8, 256), (6, 512, 8, 512))
+    layers, width, batch, length = _pick(size, (4, 128, 8, 256), (4, 256, 8, 256), (6, 512, 8, 512))
     config = LlamaConfig(
         vocab_size=256,
         hidden_size=width,
@@ -240,7 +241,7 @@ def llama(size: Size) -> Workload:
 def t5(size: Size) -> Workload:
     from transformers import T5Config, T5ForConditionalGeneration
 
-    layers, width, batch, length = _pick(size, (2, 128, 8, 128), (4, 512, 8, 256))
+    layers, width, batch, length = _pick(size, (2, 128, 8, 128), (3, 256, 8, 128), (4, 512, 8, 256))
     config = T5Config(
         vocab_size=256,
         d_model=width,
@@ -265,7 +266,9 @@ def t5(size: Size) -> Workload:
 def vit(size: Size) -> Workload:
     from transformers import ViTConfig, ViTForImageClassification
 
-    layers, width, batch, pixels = _pick(size, (4, 128, 16, 64), (6, 384, 16, 128))
+    layers, width, batch, pixels = _pick(
+        size, (4, 128, 16, 64), (6, 192, 16, 96), (6, 384, 16, 128)
+    )
     config = ViTConfig(
         hidden_size=width,
         num_hidden_layers=layers,
@@ -288,7 +291,7 @@ def vit(size: Size) -> Workload:
 @_named
 def checkpointed(size: Size) -> Workload:
     """GPT-2 with activation checkpointing already switched on by the user."""
-    batch, length = _pick(size, (8, 256), (8, 512))
+    batch, length = _pick(size, (8, 256), (6, 256), (8, 512))
     model = _gpt2_model(size, length)
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)()  # type: ignore[operator]
@@ -304,7 +307,7 @@ def checkpointed(size: Size) -> Workload:
 @_named
 def varying(size: Size) -> Workload:
     """GPT-2 on sequences whose length changes from step to step."""
-    batch, longest = _pick(size, (8, 256), (8, 512))
+    batch, longest = _pick(size, (8, 256), (6, 256), (8, 512))
     model = _gpt2_model(size, longest)
 
     def loss(number: int) -> Tensor:
@@ -318,7 +321,7 @@ def varying(size: Size) -> Workload:
 @_named
 def autocast(size: Size) -> Workload:
     """GPT-2 under bf16 autocast."""
-    batch, length = _pick(size, (8, 256), (8, 512))
+    batch, length = _pick(size, (8, 256), (6, 256), (8, 512))
     model = _gpt2_model(size, length)
 
     def loss(number: int) -> Tensor:
@@ -333,7 +336,7 @@ def autocast(size: Size) -> Workload:
 @_named
 def accumulated(size: Size) -> Workload:
     """GPT-2 with gradients accumulated over four forwards and backwards."""
-    batch, length = _pick(size, (8, 192), (4, 512))
+    batch, length = _pick(size, (8, 192), (6, 192), (4, 512))
     model = _gpt2_model(size, length)
     optimizer = _adamw(model)
 
@@ -354,9 +357,9 @@ def accumulated(size: Size) -> Workload:
 @_named
 def frozen(size: Size) -> Workload:
     """GPT-2 of which only the last block and the norms are trained."""
-    batch, length = _pick(size, (8, 256), (8, 512))
+    batch, length = _pick(size, (8, 256), (6, 256), (8, 512))
     model = _gpt2_model(size, length)
-    last = _pick(size, ".h.3.", ".h.7.")
+    last = _pick(size, ".h.3.", ".h.3.", ".h.7.")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(last in name or "ln_" in name)
 
@@ -382,7 +385,9 @@ def _classified(model: nn.Module, batch: int, pixels: int, **optimizer: Any) -> 
 @_named
 def resnet(size: Size) -> Workload:
     """ResNet: batch norm, whose running statistics change in place."""
-    depths, width, batch, pixels = _pick(size, ((1, 2, 1), 32, 16, 96), ((3, 4, 6, 3), 64, 16, 160))
+    depths, width, batch, pixels = _pick(
+        size, ((1, 2, 1), 32, 16, 96), ((2, 2, 2), 32, 16, 160), ((3, 4, 6, 3), 64, 16, 160)
+    )
     return _classified(ResNet(depths, width, 10), batch, pixels)
 
 
@@ -392,6 +397,7 @@ def vgg_inplace(size: Size) -> Workload:
     widths, hidden, batch, pixels = _pick(
         size,
         (((32, 32), (64, 64), (64, 64)), 256, 16, 64),
+        (((32, 32), (64, 64), (64, 64)), 256, 16, 112),
         (((64, 64), (128, 128), (256, 256, 256), (512, 512, 512)), 1024, 16, 96),
     )
     return _classified(vgg(widths, 10, hidden, pixels), batch, pixels)
@@ -400,7 +406,7 @@ def vgg_inplace(size: Size) -> Workload:
 @_named
 def unet(size: Size) -> Workload:
     """U-Net: every level of the encoder is read again by the decoder."""
-    width, levels, batch, pixels = _pick(size, (16, 3, 4, 96), (32, 4, 4, 192))
+    width, levels, batch, pixels = _pick(size, (16, 3, 4, 96), (24, 3, 4, 160), (32, 4, 4, 192))
     model = UNet(width, levels, 3)
 
     def loss(number: int) -> Tensor:
@@ -412,7 +418,9 @@ def unet(size: Size) -> Workload:
 
 @_named
 def lstm(size: Size) -> Workload:
-    width, layers, batch, length = _pick(size, (192, 2, 32, 128), (512, 3, 32, 256))
+    width, layers, batch, length = _pick(
+        size, (192, 2, 32, 128), (256, 2, 32, 192), (512, 3, 32, 256)
+    )
     model = LSTMTagger(256, width, layers)
 
     def loss(number: int) -> Tensor:
@@ -425,7 +433,9 @@ def lstm(size: Size) -> Workload:
 @_named
 def moe(size: Size) -> Workload:
     """A mixture of experts: shapes, and even which ops run, depend on the data."""
-    width, layers, experts, batch, length = _pick(size, (128, 2, 4, 8, 256), (384, 4, 8, 8, 384))
+    width, layers, experts, batch, length = _pick(
+        size, (128, 2, 4, 8, 256), (256, 2, 4, 8, 256), (384, 4, 8, 8, 384)
+    )
     model = MixtureOfExperts(256, width, layers, experts)
 
     def loss(number: int) -> Tensor:
@@ -438,7 +448,7 @@ def moe(size: Size) -> Workload:
 @_named
 def gan(size: Size) -> Workload:
     """A generator and a discriminator, each with its optimizer, in turn."""
-    width, batch = _pick(size, (512, 2048), (2048, 4096))
+    width, batch = _pick(size, (512, 2048), (768, 4096), (2048, 4096))
 
     def net(inputs: int, outputs: int) -> nn.Module:
         return nn.Sequential(
@@ -473,7 +483,7 @@ def gan(size: Size) -> Workload:
 @_named
 def retained(size: Size) -> Workload:
     """Two backwards through one graph, and a gradient of a gradient."""
-    width, batch = _pick(size, (512, 2048), (2048, 4096))
+    width, batch = _pick(size, (512, 2048), (768, 4096), (2048, 4096))
     model = nn.Sequential(
         nn.Linear(128, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1)
     )
@@ -496,7 +506,7 @@ def retained(size: Size) -> Workload:
 
 def _optimized(name: str, **options: Any) -> Callable[[Size], Workload]:
     def maker(size: Size) -> Workload:
-        width, batch = _pick(size, (512, 4096), (2048, 8192))
+        width, batch = _pick(size, (512, 4096), (1024, 6144), (2048, 8192))
         model = nn.Sequential(
             nn.Linear(256, width),
             nn.GELU(),
