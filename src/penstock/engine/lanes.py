@@ -14,7 +14,8 @@ the peak is not bounded. Events belong to the copy, and whoever frees or reads i
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -37,6 +38,8 @@ class Copy:
         "_handing_over",
         "_lender",
         "after",
+        "begun",
+        "device",
         "ended",
         "error",
         "extent",
@@ -64,7 +67,8 @@ class Copy:
     ) -> None:
         self.nbytes, self.extent, self.holder, self.inward = nbytes, extent, holder, inward
         self.after = tuple(after)  # copies that must have ended before this one starts
-        self.started = self.ended = 0.0  # by time.perf_counter; 0: not yet
+        # By time.perf_counter; 0: not yet. On a stream: of the request; see `begun` and `finished`.
+        self.started = self.ended = 0.0
         self.error: BaseException | None = None
         self.was_called_back = False
         self.is_queued = False
@@ -73,7 +77,9 @@ class Copy:
         self._handing_over = threading.Lock()
         self.is_in_place = inward and holder is not None  # into the value's own storage
         self.ready: torch.cuda.Event | None = None  # the device has made what is copied
-        self.finished: torch.cuda.Event | None = None  # the device's side of the copy has ended
+        self.device: torch.device | None = None  # whose streams wait for it
+        self.begun: torch.cuda.Event | None = None  # the device's side of the copy has begun
+        self.finished: torch.cuda.Event | None = None  # it has ended
         self._cancelled = False
         self._done = threading.Event()
 
@@ -92,11 +98,41 @@ class Copy:
     def wait(self) -> None:
         """Until it has ended. Does not raise its error: look at `error`.
 
-        On CUDA the host does not wait for the device; the current stream does.
+        On CUDA the host does not wait for the device; its current stream does.
         """
         self._done.wait()
         if self.finished is not None:
-            torch.cuda.current_stream().wait_event(self.finished)
+            torch.cuda.current_stream(self.device).wait_event(self.finished)
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """What fails inside ends the copy: the error belongs to whoever waits for it."""
+        try:
+            yield
+        except BaseException as error:
+            self.error = error
+            self.end()
+            if not isinstance(
+                error, Exception
+            ):  # a person interrupts: now, not when it is waited for
+                raise
+
+    def make_room(self) -> None:
+        """Wait for the copies that this one comes after, and free what they have carried out.
+
+        One that failed or was called back still owns the only bytes of its value.
+        """
+        for other in self.after:
+            other.wait()
+            if not (other.inward or other.was_called_back or other.error):
+                other.free()
+
+    def take_memory(self, device: torch.device) -> None:
+        """Have memory to copy into, of the device's current stream."""
+        if self.holder is None:
+            self.holder = UntypedStorage(self.nbytes, device=device)
+        elif self.holder.nbytes() != self.nbytes:
+            self.holder.resize_(self.nbytes)
 
     def take_over(self, holder: UntypedStorage) -> None:
         """Own the bytes of a copy out from now on. One that began ahead may have ended: they go."""
@@ -147,11 +183,13 @@ class ThreadLane:
         if self._device.type == "cuda":
             if copy.inward:
                 # Memory of the consumer's stream: made here, where that stream is the current one.
-                for other in copy.after:
-                    other._done.wait()
-                copy.holder = copy.holder or UntypedStorage(copy.nbytes, device=self._device)
+                with copy.failing():
+                    copy.make_room()
+                    copy.take_memory(self._device)
+                if copy.error is not None:
+                    return
             copy.ready = torch.cuda.Event()
-            copy.ready.record()
+            copy.ready.record(torch.cuda.current_stream(self._device))
         copy.is_queued = True
         self._queue.put(copy)
 
@@ -178,10 +216,8 @@ class ThreadLane:
             if self._stream is not None and copy.ready is not None:
                 self._stream.wait_event(copy.ready)
             if copy.inward:
-                if copy.holder is None:
-                    copy.holder = UntypedStorage(copy.nbytes, device=self._device)
-                elif copy.holder.nbytes() != copy.nbytes:
-                    copy.holder.resize_(copy.nbytes)
+                copy.take_memory(self._device)
+                assert copy.holder is not None
                 self._store.read(copy.extent, copy.holder)
                 if copy.is_in_place and self._stream is None:
                     copy.holder = None  # it is the value's own storage: do not keep that alive
@@ -202,10 +238,8 @@ class DirectLane:
     def put(self, copy: Copy) -> None:
         assert copy.inward
         copy.is_queued = True
-        if copy.holder is None:
-            copy.holder = UntypedStorage(copy.nbytes)
-        elif copy.holder.nbytes() != copy.nbytes:
-            copy.holder.resize_(copy.nbytes)
+        copy.take_memory(torch.device("cpu"))
+        assert copy.holder is not None
         try:
             self._store.read(copy.extent, copy.holder)
         except Exception as error:
@@ -227,27 +261,32 @@ class StreamLane:
     def put(self, copy: Copy) -> None:
         copy.started = time.perf_counter()
         copy.is_queued = True
-        if copy.inward:
-            for other in copy.after:
-                other.wait()
-                other.free()
-            if copy.holder is None:
-                copy.holder = UntypedStorage(copy.nbytes, device=self._device)
-            elif copy.holder.nbytes() != copy.nbytes:
-                copy.holder.resize_(copy.nbytes)
-        copy.ready = torch.cuda.Event()
-        copy.ready.record()
-        self._stream.wait_event(copy.ready)
-        with torch.cuda.stream(self._stream):
+        copy.device = self._device
+        with copy.failing():
             if copy.inward:
-                assert copy.holder is not None
-                self._store.read(copy.extent, copy.holder)
-            else:
-                assert copy.source is not None
-                self._store.write(copy.source, copy.extent, copy.is_cancelled)
-        copy.finished = torch.cuda.Event()
-        copy.finished.record(self._stream)
-        copy.end()
+                copy.make_room()
+                copy.take_memory(self._device)
+            copy.ready = torch.cuda.Event()
+            copy.ready.record(torch.cuda.current_stream(self._device))
+            self._stream.wait_event(copy.ready)
+            self._carry(copy)
+        if copy.error is None:
+            copy.end()
+
+    def _carry(self, copy: Copy) -> None:
+        begun, finished = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun.record(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                if copy.inward:
+                    assert copy.holder is not None
+                    self._store.read(copy.extent, copy.holder)
+                else:
+                    assert copy.source is not None
+                    self._store.write(copy.source, copy.extent, copy.is_cancelled)
+        finally:  # some of it may be under way
+            finished.record(self._stream)
+            copy.begun, copy.finished = begun, finished
 
     def close(self) -> None:
         self._stream.synchronize()

@@ -110,6 +110,8 @@ class ResidencyManager:
         self.absent: dict[int, Resident] = {}  # those of `known` that are not HERE
         self.ahead: dict[int, Resident] = {}  # those that are HERE and being copied out
         self.statistics = Statistics()
+        # Told how many bytes an allocation did not find for which there should have been room.
+        self.when_short: Callable[[int], None] = lambda nbytes: None
         self._verify = verify
         self._orphans: deque[tuple[Copy, MountedTier]] = deque()  # copies whose storage died
         self._vacated: deque[tuple[Extent, MountedTier]] = deque()  # space of storages that died
@@ -321,9 +323,11 @@ class ResidencyManager:
         copy.wait()
         if copy.error is not None:
             resident.place = Place.AWAY
-            if not _is_out_of_memory(copy.error):
+            if _is_out_of_memory(copy.error):
+                make_room(resident.nbytes)
+                self.when_short(resident.nbytes)
+            elif isinstance(copy.error, Exception):  # else it was interrupted
                 raise _told(copy.error)
-            make_room(resident.nbytes)
             self.prefetch(resident)
             copy = resident.copy
             assert copy is not None
