@@ -64,7 +64,7 @@ class Tape:
         for tensor, old in zip(written, before, strict=True):
             self.replaced[self.value(tensor)] = old
         inputs = {key_of(storage_of(t)) for t in tensors_in((args, kwargs))}
-        made = fresh_storages(result, inputs, self.device)
+        made = fresh_storages(result, inputs, torch.device(self.device))
         views = [torch.empty(0, dtype=torch.uint8, device=self.device).set_(one) for one in made]
         self.fresh.append(tuple(self.value(view) for view in views))
         return result
@@ -73,7 +73,8 @@ class Tape:
         assert None not in self.calls
         calls = [call for call in self.calls if call is not None]
         source = self.sources.__getitem__
-        return run_again(calls, wanted, self.fresh, self.replaced, source, self.device)
+        place = torch.device(self.device)
+        return run_again(calls, wanted, self.fresh, self.replaced, source, place)
 
 
 def remade(step: Callable[..., Tensor], device: str, *given: Tensor) -> None:

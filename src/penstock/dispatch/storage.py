@@ -28,6 +28,7 @@ __all__ = [
     "give_bytes",
     "has_bytes",
     "key_of",
+    "lies_on",
     "storage_of",
     "take_bytes",
 ]
@@ -46,6 +47,12 @@ def key_of(storage: UntypedStorage) -> int:
     """The identity of a living storage. Worthless once it died: pair it with a `StorageRef`."""
     key: int = storage._cdata
     return key
+
+
+def lies_on(tensor: Tensor | UntypedStorage, device: torch.device) -> bool:
+    """Is it on `device`? One without an index stands for all of its type."""
+    there = tensor.device
+    return there.type == device.type and device.index in (None, there.index)
 
 
 class StorageRef(weakref.ref[UntypedStorage]):

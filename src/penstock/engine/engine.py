@@ -22,17 +22,18 @@ import torch
 from torch import Tensor, UntypedStorage
 from torch._ops import OpOverload
 
-from penstock.dispatch.clock import Clock
+from penstock.dispatch.clock import Clock, in_backward
 from penstock.dispatch.generators import draw_of, rewind
 from penstock.dispatch.resident import Meter
 from penstock.dispatch.schema import facts_of, tensors_in
-from penstock.dispatch.storage import CAN_SWAP, StorageRef, key_of, storage_of
+from penstock.dispatch.storage import CAN_SWAP, StorageRef, key_of, lies_on, storage_of
 from penstock.engine.lanes import Copy
 from penstock.engine.lineage import Call, capture, fresh_storages, run_again
 from penstock.engine.log import Log
 from penstock.engine.needs import output_bytes
 from penstock.engine.program import CopyAhead, Discard, Instruction, Lineage, Pass, Program
 from penstock.engine.residency import MountedTier, Place, ResidencyManager, Resident
+from penstock.engine.watch import Moment, Watch
 from penstock.errors import BudgetError, TierError
 from penstock.ir.schedule import (
     Action,
@@ -100,9 +101,11 @@ class Engine:
     ) -> None:
         self.device, self.budget, self.meter, self.base = device, budget, meter, base
         self.manager = ResidencyManager(tiers, verify=verify)
+        self.manager.when_short = self._room_at_any_rate
         self.clock: Clock | None = None  # which hands every call to `handler`
         self._lock = threading.RLock()
-        self._is_shared = False  # are there other Python threads that use tensors?
+        self._is_shared = False  # do other threads use tensors, or make calls of the step?
+        self._backward = (-1, 0)  # the last backward pass that made a call, and from which thread
         self.handler = self.serve
         self.happened = Happened()
         self.log: Log | None = None  # of the step that runs, if it is to be charted
@@ -141,7 +144,10 @@ class Engine:
     def handler(self, run: Execute) -> None:
         self._handler = run
         if self.clock is not None:  # one call less for each op than through the engine
-            self.clock.handler = self._alone if self._is_shared else run
+            # A backward pass has a thread for each GPU, and one for the CPU: until it is known that
+            # this step's needs only one of them, they take turns.
+            takes_turns = self.device.type == "cuda" and run != self.follow
+            self.clock.handler = self._alone if self._is_shared or takes_turns else run
             is_quick = run == self.follow and not self._is_shared
             self.clock.shorten(_shortcut(self) if is_quick else None)
 
@@ -179,7 +185,7 @@ class Engine:
             self.handler = self.serve
         else:
             if charted:
-                self.log = Log(self.program.schedule, time.perf_counter())
+                self.log = Log(self.program.schedule, Watch(self.device))
             self._enter(self.program, 0)
             self._bring_to_start(self.program)
 
@@ -200,7 +206,7 @@ class Engine:
         """Follow `program` from op `index` on."""
         self.program = program
         if self.log is not None and self.log.schedule is not program.schedule:
-            self.log = Log(program.schedule, self.log.began)
+            self.log = Log(program.schedule, self.log.watch)
         self._funcs = (*program.funcs, None)
         self._bare = (None,) * len(self._funcs) if self.log is not None else program.bare
         self._instructions = program.instructions
@@ -314,7 +320,7 @@ class Engine:
         draw = draw_of(kwargs, self.device) if instruction.random else None
         if instruction.captures and sources is not None:
             self._capture(index, func, args, kwargs, sources, draw)
-        begun = time.perf_counter()
+        begun = self._now()
         try:
             result = func(*args, **kwargs)
         except RuntimeError as error:
@@ -322,7 +328,7 @@ class Engine:
                 rewind(draw)
             result = self._retry(error, func, args, kwargs)
         if self.log is not None:
-            self.log.ran(index, begun, time.perf_counter(), self.used())
+            self.log.ran(index, begun, self.used())
         if instruction.writes and sources is not None:
             self._bind_results(instruction, index, func, args, kwargs, sources, result)
         for row, following in instruction.after:
@@ -358,7 +364,7 @@ class Engine:
     ) -> None:
         made = _unique(storage_of(t) for t in self._mine(facts_of(func).written(args, kwargs)))
         inputs = {key_of(storage) for storage in sources}
-        made.extend(fresh_storages(result, inputs, self.device.type))
+        made.extend(fresh_storages(result, inputs, self.device))
         for position, value in instruction.writes:
             if position < len(made):
                 self._bind(value, made[position])
@@ -393,6 +399,8 @@ class Engine:
     def serve(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call of a step whose course is not known."""
         self.arrived = time.perf_counter()
+        if (backward := in_backward()) != -1:
+            self._meet_thread(backward)
         facts = facts_of(func)
         if facts.is_view:
             if not CAN_SWAP and self._absent:
@@ -423,7 +431,7 @@ class Engine:
             result = self._retry(error, func, args, kwargs)
         for storage in sources:
             self._touch(storage)
-        fresh = fresh_storages(result, keys, self.device.type)
+        fresh = fresh_storages(result, keys, self.device)
         for storage in fresh:
             self._touch(storage)
         self.happened.served += 1
@@ -567,6 +575,8 @@ class Engine:
             self._evict(self._oldest(), wanted)
             if len(self._absent) == before:
                 break
+            if self.is_following:
+                self.happened.lacked = max(self.happened.lacked, wanted)
             self.happened.note(f"retry: {facts.name} found no memory and was run again")
             draw = draw_of(kwargs, self.device) if facts.random else None
             try:
@@ -584,7 +594,7 @@ class Engine:
     def _perform(self, row: int, action: Action | CopyAhead | Discard | Pass) -> None:
         program = self.program
         assert program is not None
-        begun = time.perf_counter()
+        begun = self._now()
         match action:
             case Evict() | CopyAhead():
                 transfer = program.schedule.transfers[action.transfer]
@@ -613,7 +623,8 @@ class Engine:
                     self._log_copy(row, copy)
             case Wait():
                 self._await(action)
-                self._log_times(row, begun)
+                if self.log is not None:
+                    self.log.waited(row, begun, action.cause)
             case Discard():
                 self._drop(action.value, action.lineage)
                 self._log_times(row, begun)
@@ -624,9 +635,13 @@ class Engine:
             case _:
                 assert_never(action)
 
-    def _log_times(self, row: int, begun: float) -> None:
+    def _now(self) -> Moment:
+        """For the log; without one, nobody asks."""
+        return 0.0 if self.log is None else self.log.now()
+
+    def _log_times(self, row: int, begun: Moment) -> None:
         if self.log is not None:
-            self.log.times[row] = begun, time.perf_counter()
+            self.log.did(row, begun)
 
     def _log_copy(self, row: int, copy: Copy) -> None:
         if self.log is not None:
@@ -685,10 +700,9 @@ class Engine:
             if (storage := self._living(source)) is None:
                 return
             sources[source] = storage
-        started = iter(action.rows)
 
-        def note(begun: float) -> None:
-            self._log_times(next(started), begun)
+        def note(place: int, begun: Moment) -> None:
+            self._log_times(action.rows[place], begun)
 
         made = self._remake(known, wanted, sources, program, note)
         for value, storage in made.items():
@@ -701,7 +715,7 @@ class Engine:
         wanted: Iterable[ValueId],
         sources: dict[ValueId, UntypedStorage],
         program: Program,
-        note: Callable[[float], None] = lambda begun: None,
+        note: Callable[[int, Moment], None] = lambda place, begun: None,
     ) -> dict[ValueId, UntypedStorage]:
         caller_uses = self._in_use
         self._in_use = caller_uses | {key_of(storage) for storage in sources.values()}
@@ -724,7 +738,8 @@ class Engine:
                         program.trace.fresh,
                         program.trace.previous_version,
                         source,
-                        self.device.type,
+                        self.device,
+                        self._now,
                         note,
                     )
                 except RuntimeError as error:
@@ -770,6 +785,12 @@ class Engine:
         self._is_shared = True
         self.handler = self._handler
 
+    def _meet_thread(self, backward: int) -> None:
+        """A call of a backward pass: if others of it came from another thread, they may overlap."""
+        known, self._backward = self._backward, (backward, threading.get_ident())
+        if known[0] == backward and known != self._backward and not self._is_shared:
+            self.share()
+
     def _alone(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self._lock:
             return self._handler(func, args, kwargs)
@@ -796,7 +817,7 @@ class Engine:
 
     def knock(self, reached: Tensor | UntypedStorage, door: str) -> None:
         """Python reaches for bytes without an op (see `dispatch.doors`)."""
-        if reached.device.type != self.device.type:
+        if not lies_on(reached, self.device):
             return
         if isinstance(reached, UntypedStorage):
             storage = reached
@@ -848,6 +869,11 @@ class Engine:
             is_known = self.is_following
             self._evict(self._farthest(self._index - 1) if is_known else self._oldest(), lacking)
 
+    def _room_at_any_rate(self, nbytes: int) -> None:
+        """There was no memory for a copy in, whatever the budget says: what is free is in pieces."""
+        self.happened.note("retry: a value that comes back found no memory")
+        self._evict(self._oldest(), nbytes)
+
     def _bind(self, value: ValueId, storage: UntypedStorage) -> None:
         resident = self.manager.meet(storage)
         resident.value, resident.touched = value, self._tick
@@ -858,8 +884,7 @@ class Engine:
         return None if resident is None else resident.ref()
 
     def _mine(self, tensors: Iterable[Tensor]) -> list[Tensor]:
-        kind = self.device.type
-        return [t for t in tensors if t.device.type == kind and t.layout is torch.strided]
+        return [t for t in tensors if t.layout is torch.strided and lies_on(t, self.device)]
 
     def _device_storages(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -933,12 +958,16 @@ def _unique(storages: Iterable[UntypedStorage]) -> list[UntypedStorage]:
 
 
 _WANTED_CPU = re.compile(r"you tried to allocate (\d+) bytes")
+_WANTED_CUDA = re.compile(r"Tried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)")
+_UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
 def _bytes_wanted(error: BaseException) -> int | None:
     """How many bytes a failed allocation asked for; None if the error is another one."""
     if found := _WANTED_CPU.search(str(error)):
         return int(found[1])
-    if isinstance(error, torch.OutOfMemoryError):
-        return _UNKNOWN_NEED
-    return None
+    if not isinstance(error, torch.OutOfMemoryError):
+        return None
+    if found := _WANTED_CUDA.search(str(error)):
+        return int((float(found[1]) + 0.01) * _UNITS[found[2]])  # it was told rounded
+    return _UNKNOWN_NEED

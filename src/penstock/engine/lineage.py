@@ -20,7 +20,8 @@ from torch._ops import OpOverload
 
 from penstock.dispatch.generators import Draw, replaying
 from penstock.dispatch.schema import Facts, tensors_in
-from penstock.dispatch.storage import key_of, storage_of
+from penstock.dispatch.storage import key_of, lies_on, storage_of
+from penstock.engine.watch import Moment
 from penstock.errors import InternalError
 from penstock.ir.trace import Op, ValueId
 
@@ -111,15 +112,16 @@ def run_again(
     fresh: Sequence[tuple[ValueId, ...]],
     replaced: dict[ValueId, ValueId],
     source: Callable[[ValueId], UntypedStorage],
-    device: str,
-    note: Callable[[float], None] = lambda begun: None,
+    device: torch.device,
+    now: Callable[[], Moment] = time.perf_counter,
+    note: Callable[[int, Moment], None] = lambda place, begun: None,
 ) -> dict[ValueId, UntypedStorage]:
     """Run `calls` in order and return storages with the bytes of the values `wanted`.
 
     `fresh` are the values with storages of their own that each op makes; `replaced` says which
     version an in-place write overwrites; `source` gives the storage of a value that is not made
-    here, its bytes in place; `note(begun)` is called after each op. `device` is the type of the
-    device whose values count.
+    here, its bytes in place; `note(place, begun)` is called after each call, with its place among them
+    and what `now` said before it. `device` is the one whose values count.
     """
     keep = set(wanted)
     last_read = {view.value: index for index, call in enumerate(calls) for view in _views(call)}
@@ -131,11 +133,11 @@ def run_again(
     for index, call in enumerate(calls):
         args = _fill(call.args, storage_for)
         kwargs = _fill(call.kwargs, storage_for)
-        begun = time.perf_counter()
+        begun = now()
         replay = replaying(call.draw) if call.draw is not None else nullcontext()
         with torch.set_grad_enabled(call.with_grad), replay:
             result = call.func(*args, **kwargs)
-        note(begun)
+        note(index, begun)
         inputs = {key_of(storage_of(t)) for t in tensors_in((args, kwargs))}
         outputs = fresh_storages(result, inputs, device)
         if len(outputs) != len(fresh[call.op.index]):
@@ -153,12 +155,14 @@ def run_again(
     return {value: inside[value] for value in keep}
 
 
-def fresh_storages(result: Any, inputs: Iterable[int], device: str) -> list[UntypedStorage]:
+def fresh_storages(
+    result: Any, inputs: Iterable[int], device: torch.device
+) -> list[UntypedStorage]:
     """The storages of a result on `device` that are not among `inputs` (by key), in order."""
     seen = set(inputs)
     found = []
     for tensor in tensors_in(result):
-        if tensor.device.type != device or tensor.layout is not torch.strided:
+        if tensor.layout is not torch.strided or not lies_on(tensor, device):
             continue
         storage = storage_of(tensor)
         if key_of(storage) not in seen and storage.nbytes():

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from penstock.dispatch.clock import in_backward
 from penstock.dispatch.schema import Facts, facts_of, tensors_in
-from penstock.dispatch.storage import StorageRef, key_of, storage_of
+from penstock.dispatch.storage import StorageRef, key_of, lies_on, storage_of
 from penstock.ir.trace import Kind, Op, OpIndex, Phase, StorageId, Trace, Value, ValueId
 from penstock.record.measure import Cost, Stopwatch, dtype_of, flops_of, moved_bytes
 from penstock.record.modules import ModulePaths
@@ -234,7 +234,7 @@ class Recorder:
         return Phase.BACKWARD if backward else Phase.FORWARD
 
     def _is_mine(self, tensor: Tensor) -> bool:
-        return tensor.device.type == self._device.type and tensor.layout is torch.strided
+        return tensor.layout is torch.strided and lies_on(tensor, self._device)
 
     def _mine(self, tensors: Iterable[Tensor]) -> list[Tensor]:
         return [tensor for tensor in tensors if self._is_mine(tensor)]

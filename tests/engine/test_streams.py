@@ -1,0 +1,315 @@
+"""What the engine asks of a GPU's streams and events: of which device, in which order, and what it times.
+
+Here streams and events only write down what they are told, and memory is the host's: no test says that
+bytes move. The tests of lanes, residency and random plans do, where there is a GPU.
+"""
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import UntypedStorage
+
+from gates import GatedStore, managing
+from penstock.dispatch.storage import byte_view, lies_on
+from penstock.engine import engine as engines
+from penstock.engine.engine import Engine
+from penstock.engine.lanes import Copy, StreamLane
+from penstock.engine.log import Log
+from penstock.engine.residency import Place
+from penstock.engine.watch import Watch
+from penstock.ir.machine import Device, Link, Machine, Tier
+from penstock.ir.plan import Plan, Swap
+from penstock.ir.policy import Problem
+from penstock.ir.schedule import Cause
+from penstock.ir.text import parse
+from penstock.ir.trace import OpIndex
+from penstock.solve.best import outcome
+
+CPU = torch.device("cpu")
+GPU = torch.device("cuda", 1)
+MIB = 1 << 20
+
+
+class Stream:
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device, self.waits = device, []
+
+    def wait_event(self, event: "Event") -> None:
+        self.waits.append(event)
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Event:
+    """Comes at once; a millisecond passes between one and the next."""
+
+    times = itertools.count()
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.is_timed = enable_timing
+        self.stream: Stream | None = None
+
+    def record(self, stream: Stream) -> None:
+        self.stream, self.at = stream, next(self.times)
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, later: "Event") -> float:
+        assert self.is_timed and later.is_timed
+        return float(later.at - self.at)
+
+
+@pytest.fixture
+def current(monkeypatch: pytest.MonkeyPatch) -> Callable[[torch.device | None], Stream]:
+    """The current stream of each device. None: of the device that the host thread has chosen."""
+    streams: dict[torch.device | None, Stream] = {}
+
+    def current_stream(device: torch.device | None = None) -> Stream:
+        return streams.setdefault(device, Stream(device))
+
+    @contextmanager
+    def stream(_: Stream) -> Iterator[None]:
+        yield
+
+    for name, stand_in in (
+        ("Stream", Stream),
+        ("Event", Event),
+        ("current_stream", current_stream),
+        ("stream", stream),
+        ("synchronize", lambda device: None),
+    ):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    return current_stream
+
+
+def block(nbytes: int = MIB) -> UntypedStorage:
+    storage = UntypedStorage(nbytes)
+    byte_view(storage).fill_(7)
+    return storage
+
+
+# -- copies -----------------------------------------------------------------------------------------
+
+
+def test_a_copy_waits_for_the_streams_of_its_own_device_and_they_for_it(current) -> None:
+    """A host thread may have chosen another device: `cuda:1` in a script that calls no set_device."""
+    store = GatedStore(CPU)
+    out, back = (StreamLane(name, store, CPU) for name in ("out", "back"))
+    going = Copy(MIB, store.reserve(MIB), block(), inward=False)
+    out.put(going)
+    coming = Copy(MIB, going.extent, None, inward=True, after=[going])
+    back.put(coming)
+    coming.wait()
+    mine = current(CPU)
+    assert going.ready.stream is coming.ready.stream is mine
+    assert out._stream.waits == [going.ready]
+    assert back._stream.waits == [coming.ready]
+    assert mine.waits == [going.finished, coming.finished]  # before memory is reused, and read
+    assert current(None).waits == []
+    assert going.ready.at < going.begun.at < going.finished.at < coming.ready.at
+    assert going.holder is None  # what it carried out is free
+    assert bool((byte_view(coming.holder) == 7).all())
+
+
+def test_a_copy_in_that_finds_no_memory_has_ended_and_says_why(current, monkeypatch) -> None:
+    """Else whoever waits for it waits for ever."""
+
+    def short(copy: Copy, device: torch.device) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    monkeypatch.setattr(Copy, "take_memory", short)
+    store = GatedStore(CPU)
+    lane = StreamLane("back", store, CPU)
+    coming = Copy(MIB, store.reserve(MIB), None, inward=True)
+    lane.put(coming)
+    coming.wait()
+    assert coming.is_done()
+    assert isinstance(coming.error, torch.OutOfMemoryError)
+
+
+def test_a_person_who_interrupts_a_copy_is_heard_and_nobody_waits_for_it(
+    current, monkeypatch
+) -> None:
+    def interrupted(copy: Copy, device: torch.device) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Copy, "take_memory", interrupted)
+    store = GatedStore(CPU)
+    coming = Copy(MIB, store.reserve(MIB), None, inward=True)
+    with pytest.raises(KeyboardInterrupt):
+        StreamLane("back", store, CPU).put(coming)
+    assert coming.is_done()
+
+
+def test_what_was_not_carried_out_is_not_freed_for_what_comes_after_it(current) -> None:
+    store = GatedStore(CPU)
+    store.fails = 1
+    lost = Copy(MIB, store.reserve(MIB), block(), inward=False)
+    StreamLane("out", store, CPU).put(lost)
+    assert lost.error is not None
+    coming = Copy(MIB, store.reserve(MIB), None, inward=True, after=[lost])
+    StreamLane("back", store, CPU).put(coming)
+    assert bool((byte_view(lost.holder) == 7).all())
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), KeyboardInterrupt()])
+def test_a_value_comes_back_at_the_second_attempt(error: BaseException, monkeypatch) -> None:
+    """There was no memory: room is made, also where the budget sees no need. Or it was interrupted."""
+    take, failures = Copy.take_memory, [error]
+
+    def sometimes(copy: Copy, device: torch.device) -> None:
+        if failures:
+            raise failures.pop()
+        take(copy, device)
+
+    short = []
+    with managing(CPU) as (manager, _):
+        manager.when_short = short.append
+        a = torch.arange(MIB // 4, dtype=torch.float32)
+        bits = a.clone()
+        resident = manager.meet(a.untyped_storage())
+        manager.settle(manager.evict(resident, "host"))
+        monkeypatch.setattr(Copy, "take_memory", sometimes)
+        manager.bring_back(resident, lambda nbytes: None)
+        assert resident.place is Place.HERE
+        assert torch.equal(a, bits)
+    assert short == ([MIB] if isinstance(error, torch.OutOfMemoryError) else [])
+
+
+# -- times --------------------------------------------------------------------------------------------
+
+
+TRACE = parse("""
+    f a x:I1M -> h:A64M! 1ms
+    f b x     -> y:A1M   1ms
+    f c y     -> z:A1M   1ms
+    b d z h   -> g:T1M   1ms
+""")
+MACHINE = Machine(Device("GPU", 1 << 30), (Tier("host", 1 << 30, Link(1e9), Link(1e9)),))
+
+
+def logged(device: torch.device) -> Log:
+    (gap,) = (gap for gap in TRACE.saved_gaps(64 * MIB))
+    plan = Plan((Swap(gap, "host", OpIndex(gap.start + 1), gap.stop),))
+    return Log(outcome(Problem(TRACE, MACHINE, 1 << 30), plan).schedule, Watch(device))
+
+
+def test_on_a_gpu_an_op_took_what_its_events_say_and_not_what_asking_for_it_took(current) -> None:
+    log = logged(GPU)
+    for op in range(4):
+        log.ran(op, log.now(), 0)
+    seconds = log.seconds()
+    assert seconds == pytest.approx(0.001 * torch.ones(4, 2).numpy(), abs=1e-9)
+    chart = log.chart(1.0, log.stalls())
+    assert chart.seconds == 1.0
+
+
+def test_on_a_gpu_a_stall_is_the_devices(current) -> None:
+    log = logged(GPU)
+    begun = log.now()
+    next(Event.times), next(Event.times)
+    log.waited(3, begun, Cause.INPUT)
+    assert log.stalls()[Cause.INPUT] == pytest.approx(0.003)
+    assert sum(log.stalls().values()) == log.stalls()[Cause.INPUT]
+
+
+def test_on_a_gpu_a_link_is_as_fast_as_its_stream_and_not_as_a_request(current) -> None:
+    log = logged(GPU)
+    store = GatedStore(CPU)
+    lane = StreamLane("out", store, CPU)
+    copy = Copy(64 * MIB, store.reserve(64 * MIB), block(64 * MIB), inward=False)
+    lane.put(copy)
+    rows = [row for row, inward in evictions(log) if not inward]
+    log.copies[rows[0]] = copy
+    (tier,) = log.rates(MACHINE).tiers
+    assert tier.write.bandwidth == pytest.approx(64 * MIB / 0.001)
+    assert tier.read.bandwidth == 1e9  # nothing is known of it
+
+
+def evictions(log: Log) -> Iterator[tuple[int, bool]]:
+    """Rows of the schedule that begin a copy, and whether it is one in."""
+    for around in log.schedule.around:
+        for row, action in (*around.before, *around.after):
+            if type(action).__name__ in ("Evict", "Prefetch"):
+                yield row, log.schedule.transfers[action.transfer].inward
+
+
+# -- devices and threads ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("there", "device", "lies"),
+    [
+        ("cuda:0", "cuda:0", True),
+        ("cuda:1", "cuda:0", False),
+        ("cuda:1", "cuda", True),
+        ("cpu", "cpu", True),
+        ("cpu", "cuda:0", False),
+    ],
+)
+def test_what_lies_on_another_gpu_is_not_ours(there: str, device: str, lies: bool) -> None:
+    assert lies_on(SimpleNamespace(device=torch.device(there)), torch.device(device)) is lies
+
+
+def engine_of(device: torch.device) -> Engine:
+    meter = SimpleNamespace(used=lambda: 0)
+    return Engine(device, (), 1 << 40, meter, 0)
+
+
+def called_from(thread_of_its_own: bool, engine: Engine) -> None:
+    def call() -> None:
+        x = torch.ones(3)
+        engine.serve(torch.ops.aten.add.Tensor, (x, x), {})
+
+    if thread_of_its_own:
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+    else:
+        call()
+
+
+@pytest.mark.parametrize(
+    ("passes", "overlap"),
+    [([1, 1], True), ([1, 2], False), ([-1, 1], False), ([-1, -1], False)],
+    ids=["one backward", "two after each other", "forward and backward", "forward"],
+)
+def test_threads_of_one_backward_pass_take_turns(monkeypatch, passes, overlap) -> None:
+    """On GPUs each device has one, and the CPU: they would meet inside the engine."""
+    engine = engine_of(CPU)
+    for number, backward in enumerate(passes):
+        monkeypatch.setattr(engines, "in_backward", lambda backward=backward: backward)
+        called_from(bool(number), engine)
+    assert engine._is_shared is overlap
+
+
+def test_while_a_step_of_a_gpu_is_recorded_its_threads_take_turns() -> None:
+    for device, turns in ((CPU, False), (GPU, True)):
+        engine = engine_of(device)
+        engine.clock = SimpleNamespace(handler=None, shorten=lambda shortcut: None)
+        engine.handler = engine.serve
+        assert (engine.clock.handler == engine._alone) is turns
+        engine.handler = engine.follow
+        assert engine.clock.handler == engine.follow
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [
+        ("CUDA out of memory. Tried to allocate 512 bytes. GPU 0 has a total", 512),
+        ("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total", 20 * MIB),
+        ("CUDA out of memory. Tried to allocate 1.50 GiB (GPU 0; 15.90 GiB total)", 1536 * MIB),
+        ("CUDA out of memory.", 1 * MIB),
+    ],
+)
+def test_a_failed_allocation_says_how_much_it_wanted(text: str, nbytes: int) -> None:
+    found = engines._bytes_wanted(torch.OutOfMemoryError(text))
+    assert nbytes <= found < nbytes * 1.02
+    assert engines._bytes_wanted(RuntimeError("Tried to allocate 1.50 GiB")) is None
