@@ -29,6 +29,7 @@ from penstock.ir.plan import Plan, Residency
 from penstock.ir.policy import Need, Paper, Problem
 from penstock.ir.trace import Gap, Trace, ValueId
 from penstock.simulate.least import MOVABLE_FROM
+from penstock.solve.best import Outcome
 from penstock.solve.hybrid import hasten, settle, turn
 from penstock.solve.online import first_made, replay
 from penstock.solve.pressure import Pressure
@@ -108,6 +109,7 @@ class Capuchin:
     feedback: int = 20  # rounds of moving in-triggers
     step: float = 0.05  # of SwapTime, by which the feedback moves one
     rounds: int = 10  # halvings when swaps are turned into recomputations
+    tries: int = 3  # choices, each for as many bytes more as the plan for the one before lacks
     smallest: int = MOVABLE_FROM  # bytes: smaller values are kept
 
     paper: ClassVar = Paper(
@@ -123,9 +125,8 @@ class Capuchin:
         if self.method == "passive":
             replayed = replay(problem, first_made, by="swap", smallest=self.smallest)
             return problem.given.plus(replayed.decisions)
-        swaps, targets = self.choose(problem)
         ways = {"joined": self.collective, "fenced": not self.decoupled}
-        found = settle(problem, swaps, targets, **ways)
+        found, swaps, targets = self.fitting(problem, ways)
         if self.method == "hybrid":
             pool = self.pool(problem.trace, swaps, problem.given)
             order = sorted(pool, key=lambda gap: -pool[gap].msps)
@@ -135,6 +136,26 @@ class Capuchin:
                 kept, remade = replace(self, method="recompute").choose(problem)
                 found = min(found, settle(problem, kept, remade, **ways), key=lambda one: one.rank)
         return hasten(problem, found, rounds=self.feedback, share=self.step).plan
+
+    def fitting(
+        self, problem: Problem, ways: dict[str, bool]
+    ) -> tuple[Outcome, list[Gap], list[Gap]]:
+        """What to swap and what to recompute, and the plan for it: one that fits, if any tried does.
+
+        Remakes need room that the choice does not foresee. Where that lacks, as much more is saved; and
+        by swaps alone, because they need none.
+        """
+        asked, tried = problem, list[tuple[Outcome, list[Gap], list[Gap]]]()
+        for _ in range(self.tries):
+            swaps, targets = self.choose(asked)
+            tried.append((settle(problem, swaps, targets, **ways), swaps, targets))
+            if not (lacking := tried[-1][0].shortfall):
+                return tried[-1]
+            asked = replace(asked, budget=asked.budget - lacking)
+        if self.method == "hybrid":
+            swaps, _ = replace(self, method="swap").choose(problem)
+            tried.append((settle(problem, swaps, [], **ways), swaps, []))
+        return min(tried, key=lambda one: one[0].rank)
 
     def choose(self, problem: Problem) -> tuple[list[Gap], list[Gap]]:
         """Which gaps to swap and which values to recompute, before anything is timed."""
