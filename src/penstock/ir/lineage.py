@@ -22,6 +22,7 @@ def lineage(
     `holds(value, op)` says whether a value is resident before an op. What is not resident is
     remade in turn. Raises `Gone` where that is impossible. Cost: linear in the ops returned.
     """
+    previous = trace.previous_version
     needed: set[OpIndex] = set()
     pending = [value]
     while pending:
@@ -30,7 +31,7 @@ def lineage(
         producer = it.producer
         if producer is None:
             raise Gone(f"it needs {trace.describe(wanted)}, which is gone by then")
-        if it.kind is Kind.BUFFER and wanted in trace.previous_version:
+        if it.kind is Kind.BUFFER and wanted in previous:
             raise Gone(
                 f"a second run of {trace.describe_op(producer)} leaves {trace.describe(wanted)} alone"
             )
@@ -40,9 +41,9 @@ def lineage(
         if not op.repeatable:
             raise Gone(f"{trace.describe_op(producer)} must not run twice")
         needed.add(producer)
-        overwritten = trace.previous_version
+        overwritten = {previous.get(written) for written in op.writes}
         for read in op.reads:
-            becomes = any(overwritten.get(written) == read for written in op.writes)
+            becomes = read in overwritten
             if becomes and trace.values[read].kind is Kind.BUFFER:
                 continue  # running statistics: a second run leaves them alone
             # What the op overwrites is never there to be read: remake it to be overwritten again.
