@@ -28,6 +28,7 @@ from penstock import policies
 from penstock.dispatch.resident import TightAllocator
 from penstock.dispatch.schema import tensors_in
 from penstock.errors import PenstockError
+from penstock.ir.trace import Trace
 from penstock.leaderboard import Entry, add, settled
 from penstock.planner import CHARTED
 from penstock.session import Session, StepReport, device_of, settle
@@ -225,12 +226,17 @@ def _measured(trial: Trial) -> Ran:
 
 
 def _under(budget: str, policy: str, step: Callable[[int], Any], state: "_State") -> Ran:
-    losses = []
-    with Session(budget, policy=policy) as session:
+    losses: list[str] = []
+    full = [0]  # of each recorded shape of the step; what is learnt of it later is another matter
+
+    def note(trace: Trace) -> None:
+        full.append(trace.peak + trace.slack)
+
+    with Session(budget, policy=policy, on_recorded=note) as session:
         for number in range(_STEPS):
             losses += _numbers(step(number))
-    full = 0 if session.trace is None else session.trace.peak + session.trace.slack
-    ran = Ran(0.0, state.bits(losses), session.engine.budget, tuple(session.reports), full)
+    bits = state.bits(losses)
+    ran = Ran(0.0, bits, session.engine.budget, tuple(session.reports), max(full))
     seconds = [report.seconds for report in ran.late or ran.reports]
     return ran._replace(seconds=median(seconds))
 

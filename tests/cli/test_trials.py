@@ -20,7 +20,21 @@ def steady():
 
 
 def moody():
-    return training(lambda: int.from_bytes(os.urandom(4), "big") / 2**32)
+    return training(noise)
+
+
+def talkative():
+    step = training(lambda: 0.0)
+    return lambda number: step(number) or [torch.tensor(noise())]
+
+
+def remembering():
+    step, memory = training(lambda: 0.0), nn.BatchNorm1d(1)
+    return lambda number: (step(number), memory.running_mean.fill_(noise()))[0]
+
+
+def noise():
+    return int.from_bytes(os.urandom(4), "big") / 2**32
 
 
 def training(noise):
@@ -55,20 +69,32 @@ def test_a_run_is_measured_compared_bit_for_bit_and_not_done_again(
     # The batch and eight saved values of 4 MiB, and what backward makes beside them.
     assert 0.7 * 36 < entry.budget / 2**20 < 0.7 * 64
     assert entry.peak > 0 and entry.plain > 0 and entry.seconds > 0
-    assert entry.moved > 0
+    assert entry.moved > 0 and entry.swaps > 0
+    assert (entry.asked, entry.at[2]) == ("70%", "70%")
+    # The allocator's slack is learnt when the budget is set.
+    assert 0.6 < entry.budget / entry.full < 0.8
+    # Beside what was measured, what was predicted: of this step, and not just anything.
+    assert 0.5 < entry.foretold / entry.seconds < 2
+    assert 0.8 < entry.foretold_peak / entry.peak < 1.25
     told: list[Entry] = []
     assert execute(*asked, results=results, told=told.append) == [entry] == told
     written = results.read_bytes()
     asked = ("mysteps:steady", "-b", "70%", "-p", "belady")
-    ended = penstock("compare", *asked, "--execute", "-o", results)
+    page = tmp_path / "out.html"
+    ended = penstock("compare", *asked, "--execute", "-o", results, "--report", page)
     assert ended.code == 0, ended.err
+    assert "Predicted against measured" in page.read_text()
     assert f"{entry.seconds:.4g} s" in ended.out
     assert results.read_bytes() == written
 
 
-def test_a_step_that_is_another_each_time_is_told() -> None:
-    (entry,) = execute(["mysteps:moody"], ["100%"], ["keep"])
-    assert entry.problem == "its parameters are not those of the plain run"
+@pytest.mark.parametrize(
+    ("step", "differing"),
+    [("moody", "parameters"), ("talkative", "losses"), ("remembering", "buffers")],
+)
+def test_a_step_that_is_another_each_time_is_told(step: str, differing: str) -> None:
+    (entry,) = execute([f"mysteps:{step}"], ["100%"], ["keep"])
+    assert entry.problem == f"its {differing} are not those of the plain run"
     assert not entry.fits
 
 
