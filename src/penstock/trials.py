@@ -22,7 +22,6 @@ from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_parameter_registration_hook,
 )
-from torch.utils._python_dispatch import _disable_current_modes
 
 from penstock import policies
 from penstock.dispatch.resident import TightAllocator
@@ -242,9 +241,8 @@ def _under(budget: str, policy: str, step: Callable[[int], Any], state: "_State"
 
 
 def _numbers(result: Any) -> list[str]:
-    """The numbers in what a step returned, in full. Larger tensors may not be there to be read."""
-    with _disable_current_modes():
-        numbers = [one.item() for one in tensors_in([result]) if one.numel() == 1]
+    """The numbers in what a step returned, in full: read as a script would, so that a session sees it."""
+    numbers = [one.item() for one in tensors_in([result]) if one.numel() == 1]
     numbers += [result] if isinstance(result, float) else []
     return [repr(number) for number in numbers]
 
