@@ -64,7 +64,8 @@ def _tiles(body: Json) -> str:
             who, notes = "nobody", [_nearest(verdict) or "no policy fits"]
         else:
             who, *level = verdict["best"]
-            notes = [_figures(verdict["slowdown"], verdict["fitted"], verdict["problems"])]
+            fits = _fits(verdict["fitted"], verdict["problems"])
+            notes = [f"{_times(verdict['slowdown'])} the plain step{fits}"]
             if len(body["cases"]) == 1:
                 column, row = body["columns"][number], body["policies"].index(who)
                 seconds = body["points"]["seconds"][row * len(body["columns"]) + number]
@@ -74,16 +75,15 @@ def _tiles(body: Json) -> str:
             if level:
                 notes.append(f"level with it: {_some(level)}")
             if verdict["next"]:
-                following = (verdict["next_slowdown"], verdict["next_fitted"], verdict["problems"])
-                notes.append(f"next: {verdict['next']}, {_figures(*following)}")
+                fits = _fits(verdict["next_fitted"], verdict["problems"])
+                notes.append(f"next: {verdict['next']} {_times(verdict['next_slowdown'])}{fits}")
         noted = "".join(f"<dd class=note>{escape(note)}</dd>" for note in notes)
         items.append(f"<div><dt>best at {escape(budget)}</dt><dd>{escape(who)}</dd>{noted}</div>")
     return f"<dl class='tiles'>{''.join(items)}</dl>"
 
 
-def _figures(slowdown: float | None, fitted: int, problems: int) -> str:
-    fits = "" if problems == 1 else f", fits {fitted} of {problems}"
-    return f"{_times(slowdown)} the plain step{fits}"
+def _fits(fitted: int, problems: int) -> str:
+    return "" if problems == 1 else f", fits {fitted} of {problems}"
 
 
 def _times(slowdown: float | None) -> str:
@@ -108,12 +108,12 @@ def _some(names: Sequence[str]) -> str:
 # -- tables --------------------------------------------------------------------------------------
 
 
-def _table(head: Sequence[str], rows: Sequence[str]) -> str:
+def _table(head: Sequence[str], rows: Sequence[str], kind: str = "") -> str:
     """Rows are HTML; what is long scrolls inside its panel, also by the keyboard."""
     cells = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in head)
     tall = " tall' tabindex='0' role='region' aria-label='table" * (len(rows) > _TALL)
     return (
-        f"<div class='wide{tall}'><table><thead><tr>{cells}</tr></thead>"
+        f"<div class='wide{tall}'><table class='{kind}'><thead><tr>{cells}</tr></thead>"
         f"<tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table></div>"
     )
 
@@ -142,7 +142,7 @@ def _best(body: Json) -> str:
         for number, case in enumerate(cases)
     ]
     heads = {"step": "step", "on": "machine"}
-    return _table([*(heads[what] for what in several), *asked], rows)
+    return _table([*(heads[what] for what in several), *asked], rows, "answers")
 
 
 def _answer(column: Json | None) -> str:
@@ -169,10 +169,11 @@ def _leaderboard(body: Json) -> str:
         for it in body["standings"]
     ]
     return (
+        f"<div class='beside'>{_table(head, rows)}"
         "<p class='note'>Best first: who fits most, then who is least slow there. Of plain: the "
         "step's time over that of the step that keeps everything; of best: over that of the fastest "
-        "policy; both are means over what the policy fits. Planning: the longest.</p>"
-        f"{_table(head, rows)}"
+        "policy; both are means over what the policy fits. Wins: how often none is faster. No plan: "
+        "how often it made none. Planning: the longest.</p></div>"
     )
 
 

@@ -600,7 +600,7 @@
         return (!step || of.step === step) && (!on || of.on === on) ? [c] : [];
       });
       const width = panel.querySelector(".beside").clientWidth, names = width < 560 ? 92 : 112;
-      const room = Math.floor((width - names) / Math.max(1, shown.length));
+      const room = Math.floor((8 * (width - names)) / Math.max(1, shown.length)) / 8;
       const small = (wanted ?? (room >= FIGURES ? "figures" : "overview")) === "overview";
       const size = small ? Math.max(SMALL, Math.min(26, room)) : Math.max(FIGURES + 4, Math.min(WIDEST, room));
       const several = (of) => new Set(shown.map(of)).size > 1;
