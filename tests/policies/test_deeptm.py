@@ -139,9 +139,9 @@ def test_it_never_loses_to_heat_wherever_that_is_cut(machine):
     trace, policy = STEPS["stateful"], Deeptm(smallest=1, page=1)
     problem = Problem(trace, machine, trace.peak // 2)
     game, found = game_of(problem, policy), outcome(problem, policy(problem))
-    heats = policy.heats(game)
-    assert len(heats) == policy.cuts + 1
-    for cut in heats:
-        where = game.where(policy.by_heat(game, cut))
+    rules = policy.rules(game)
+    assert len(rules) == 2 * (policy.cuts + 1)
+    for rule in rules:
+        where = game.where(policy.by_heat(game, rule))
         placed = decisions(problem, slow_tier(machine), where)
         assert found.rank <= outcome(problem, problem.given.plus(placed)).rank

@@ -10,8 +10,9 @@ Inferred  A tensor is a storage; it is placed at each use, until the next. What 
           moves by the longest one, the cost of a step by that of having everything below. Learning ends
           when it finds nothing better for a while, or after so many decisions that a long step takes some
           seconds; so a plan does not depend on the machine's speed. Heat alone, cut between hot and cold
-          at several places beside the tuned one, and the cheapest episodes are priced, and the best is the
-          plan. Without direct access operands are on the device, and what is placed is what lies idle.
+          at several places beside the tuned one (and what is in DRAM may stay there), and the cheapest
+          episodes are priced, and the best is the plan. Without direct access operands are on the device,
+          and what is placed is what lies idle.
           Not carried: contiguous pages; what is under `smallest` is the paper's packed region, and stays.
 Reads     The trace with its seconds; the first tier with direct access, or else the first; the budget.
 """
@@ -20,7 +21,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,7 @@ class Deeptm:
     episodes: int = 200  # episodes that learn
     patience: int = 30  # episodes of either sort without a better one
     turns: int = 60_000  # in all learning together, at most
-    cuts: int = 8  # heats above which tensors are hot, tried beside 0
+    cuts: int = 8  # places between hot and cold that are tried beside the tuned one
     rate: float = 1e-4  # of learning
     discount: float = 0.99
     whole: float = 50.0  # the reward for a step that costs nothing
@@ -69,30 +70,30 @@ class Deeptm:
             return problem.given
         tier = slow_tier(problem.machine)
         game = Game(problem, stored(problem, tier, self.smallest), self.page, self.moves)
-        by_heat = {cut: self.by_heat(game, cut) for cut in self.heats(game)}
-        cut = min(by_heat, key=lambda cut: by_heat[cut].seconds)
-        played = [*by_heat.values(), *self.learn(game, cut)]
+        by_heat = {rule: self.by_heat(game, rule) for rule in self.rules(game)}
+        rule = min(by_heat, key=lambda rule: by_heat[rule].seconds)
+        played = [*by_heat.values(), *self.learn(game, rule)]
         plans = (decisions(problem, tier, game.where(episode)) for episode in played)
         return best(problem, map(problem.given.plus, plans)).plan
 
-    def by_heat(self, game: Game, cut: float = 0.0) -> Episode:
-        """What is hotter than `cut` is in DRAM, as far as it fits."""
-        return game.play(lambda seen: (seen[:, 1] > cut).astype(np.int64))
+    def by_heat(self, game: Game, rule: "Rule | None" = None) -> Episode:
+        """What is hot is in DRAM, as far as it fits."""
+        return game.play((rule or Rule()).actions)
 
-    def heats(self, game: Game) -> list[float]:
-        """Where hot may begin: at 0, for which weights are tuned; anywhere; above shares of the uses."""
-        heat = [one for uses in game.heat for one in uses]
-        shares = np.arange(1, self.cuts) / self.cuts
-        return [0.0, -math.inf, *np.quantile(heat, shares).tolist()] if heat else [0.0]
+    def rules(self, game: Game) -> list["Rule"]:
+        """Hot from 0 on, as the weights are tuned; from anywhere on; above shares of all uses."""
+        heat = [one for uses in game.heat for one in uses] or [0.0]
+        above = np.quantile(heat, np.arange(1, self.cuts) / self.cuts).tolist()
+        return [Rule(cut, stays) for stays in (False, True) for cut in (0.0, -math.inf, *above)]
 
-    def learn(self, game: Game, cut: float = 0.0) -> list[Episode]:
+    def learn(self, game: Game, rule: "Rule | None" = None) -> list[Episode]:
         """The cheapest episode of those that follow the heat, and of those that learn."""
         network, chance = Network(self), np.random.default_rng(self.seed)
         most = self.turns // max(1, game.turns) // 2
-        learning = min(self.episodes, most)
+        learning, hot = min(self.episodes, most), (rule or Rule()).actions
 
         def warm(_: int) -> Player:
-            return lambda seen: _or_random(seen[:, 1] > cut, 0.9, chance)
+            return lambda seen: _or_random(hot(seen), 0.9, chance)
 
         def learnt(number: int) -> Player:  # what it would do becomes more probable
             sure = min(1.0, 0.1 + 1.8 * number / learning)
@@ -118,12 +119,23 @@ class Deeptm:
         return found
 
 
+class Rule(NamedTuple):
+    """Hot is what is hotter than `cut`; and, with `stays`, what is on the device already."""
+
+    cut: float = 0.0
+    stays: bool = False
+
+    def actions(self, seen: NDArray[np.float64]) -> NDArray[np.int64]:
+        hot = seen[:, 1] > self.cut
+        return (hot | (seen[:, 0] > 0) if self.stays else hot).astype(np.int64)
+
+
 def _or_random(
-    wanted: NDArray[np.generic], sure: float, chance: np.random.Generator
+    wanted: NDArray[np.int64], sure: float, chance: np.random.Generator
 ) -> NDArray[np.int64]:
     """The wanted actions, each with probability `sure`, and random ones for the rest."""
     dice = chance.integers(0, 2, len(wanted))
-    return np.where(chance.random(len(wanted)) < sure, wanted.astype(np.int64), dice)
+    return np.where(chance.random(len(wanted)) < sure, wanted, dice)
 
 
 class Network:

@@ -37,7 +37,7 @@ class Dtr:
 
     score: Literal["dtr", "eq", "local", "lru", "size", "msps"] = "dtr"
     thrash: float = 1.0  # seconds of remakes, over those of the step, at which it gives up
-    rounds: int = 6  # replays, at other budgets if the first misses the given one
+    rounds: int = 8  # replays, at other budgets if the first misses the given one
     smallest: int = MOVABLE_FROM  # bytes: smaller values are kept
     accounting: Accounting = "ours"
 
