@@ -3,11 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-# They need a GPU, and an hour; inputs that nobody here wrote (--data, or PENSTOCK_DATA); and half a day.
-ALONE := benchmarks/gpu.py benchmarks/gpu_prediction.py benchmarks/reproduce.py benchmarks/grid.py
+# They need a GPU, and an hour; inputs that nobody here wrote (--data, or PENSTOCK_DATA); half a day; and an
+# hour again.
+ALONE := benchmarks/gpu.py benchmarks/gpu_prediction.py benchmarks/reproduce.py benchmarks/grid.py \
+	benchmarks/executed.py
 EXAMS := benchmarks/chains.py benchmarks/g10.py benchmarks/harmony.py benchmarks/offsets.py
 
-.PHONY: test demo test-gpu bench bench-prediction bench-grid exams reproduce clean
+.PHONY: test demo test-gpu bench bench-prediction bench-grid bench-executed exams reproduce clean
 
 # The tests' tensors are small: two workers with one thread each are faster than one with two.
 test: $(READY)
@@ -32,6 +34,9 @@ exams: $(READY)
 
 bench-prediction: $(READY)
 	$(BIN)/python benchmarks/prediction.py
+
+bench-executed: $(READY)
+	$(BIN)/python benchmarks/executed.py --json benchmarks/results/executed-cpu.json
 
 bench-grid: $(READY)
 	$(BIN)/python benchmarks/grid.py

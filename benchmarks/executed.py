@@ -1,6 +1,6 @@
 """Every policy carried out on six steps: the same bits? inside the budget? as predicted?
 
-    make executed    or    python benchmarks/executed.py --json FILE [--only gpt2] [--policy chen]
+    make bench-executed    or    python benchmarks/executed.py --json FILE [--only gpt2] [--policy chen]
 
 Each step runs plainly in a process of its own, then under each policy in one. The budget is 60 % of what
 the step takes, or the least of a few shares at which the policy's plan fits in simulation, if that is
