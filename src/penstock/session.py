@@ -41,6 +41,7 @@ from penstock.planner import Course, Planner
 from penstock.record.machine import describe
 from penstock.record.measure import stopwatch_for
 from penstock.record.step import Recorder, Recording
+from penstock.simulate.allocators import allocations, least_reserved
 from penstock.simulate.least import least_budget
 from penstock.sizes import Share, parse_budget, parse_size
 from penstock.solve.best import Outcome, outcome
@@ -111,6 +112,7 @@ class Session:
         self._recorded: Trace | None = None
         self._course: Course | None = None  # of the step that was followed last
         self._share = 0  # bytes, if the budget is a share
+        self._fraction = 1.0  # of a GPU's memory that this process might reserve before
         self._replans = 0
         self._ended: float | None = None  # when the last step ended
         self._patience = 0  # steps to wait before the next recording
@@ -145,9 +147,10 @@ class Session:
                 one.close()
             raise
         Session._running = self
-        if isinstance(self.meter, CudaMeter) and not isinstance(self.asked, Share | None):
-            share = min(1.0, self.asked / self.machine.device.memory)
-            torch.cuda.set_per_process_memory_fraction(share, self.device)
+        if isinstance(self.meter, CudaMeter):
+            self._fraction = torch.cuda.get_per_process_memory_fraction(self.device)
+            if isinstance(self.asked, int):
+                self._cap(self.asked)
         self._recorder = Recorder(self.device, stopwatch_for(self.device, self.meter))
         self._doors = Doors(self._knock, self._in_thread)
         self._doors.open()
@@ -171,6 +174,8 @@ class Session:
             hook.remove()
         self._doors.close()
         self._recorder.close()
+        if isinstance(self.meter, CudaMeter):  # what is away may be more than there was room for
+            torch.cuda.set_per_process_memory_fraction(self._fraction, self.device)
         try:
             self.engine.restore()
         finally:
@@ -178,8 +183,6 @@ class Session:
             Session._running = None
             if self._allocator is not None:
                 self._allocator.close()
-            if isinstance(self.meter, CudaMeter):
-                torch.cuda.set_per_process_memory_fraction(1.0, self.device)
             if self._on_close is not None:
                 self._on_close(self)
 
@@ -205,6 +208,7 @@ class Session:
             # A young plan does not know yet how much the device holds beyond values.
             self.engine.tolerant = young
             self.engine.begin_step(charted=young or self._on_close is not None)
+        self._await_device()
         self.meter.reset_peak()
         self._began = time.perf_counter()
         self._planned_for = 0.0 if self._ended is None else self._began - self._ended
@@ -212,14 +216,23 @@ class Session:
     def _record(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._recorder.run(func, args, kwargs, arrived=self.engine.arrived)
 
+    def _await_device(self) -> None:
+        """Let a GPU catch up where a step is measured: its time would count for the next one."""
+        if self.device.type == "cuda" and (self._recording or self.engine.log is not None):
+            torch.cuda.synchronize(self.device)
+
     def _end(self, *, complete: bool = True) -> None:
+        self._await_device()
         self._ended = time.perf_counter()
         seconds = self._ended - self._began
-        peak = self.meter.peak() - self.engine.base - self.engine.footprint()
+        beside = self.engine.base + self.engine.footprint()
+        peak, needed = self.meter.peak() - beside, self.meter.needed() - beside
         happened = self.engine.happened
         is_planned = self.engine.is_following and not happened.fell_back
         followed = self.engine.program if is_planned else None
         log = self.engine.log if followed is not None else None
+        if log is not None and self.device.type == "cuda":  # the host did not wait, the device did
+            happened.stalls = log.stalls()
         self.engine.end_step()
         # Was it a known one, the next step is to be recorded instead.
         recorded = self._recording and not self.engine.has_recognised
@@ -255,28 +268,28 @@ class Session:
         elif followed is not None and course is not None:
             if followed.predicted.seconds:
                 course.ratios.append(seconds / followed.predicted.seconds)
-            self._learn(course, log, report)
+            self._learn(course, log, report, needed)
         self._tell(replace(report, events=tuple(happened.events)))
 
-    def _learn(self, course: Course, log: Log | None, report: StepReport) -> None:
-        """A planned step ran as planned: what does it say about the next one?"""
+    def _learn(self, course: Course, log: Log | None, report: StepReport, needed: int) -> None:
+        """A planned step ran as planned, in `needed` bytes: what does it say about the next one?"""
         happened, budget = self.engine.happened, self.engine.budget
         self._course = course
         if log is not None:
             self.measured, self.samples = log.chart(report.seconds, happened.stalls), log.samples
             self.charted = course.outcome
             if course.is_young:
-                self._planner.learn(
-                    course, log, self.measured, report.peak, happened.lacked, budget
-                )
+                self._planner.learn(course, log, self.measured, needed, happened.lacked, budget)
                 self._follow(course)
                 return
-        if self._planner.correct(course, max(happened.lacked, report.peak - budget), budget):
+        if self._planner.correct(course, max(happened.lacked, needed - budget), budget):
             happened.note("re-plan: the step took more memory than planned")
             self._follow(course)
 
     def _take(self, recording: Recording, *, complete: bool) -> None:
         """A step was recorded: can it fit at all, and if it was a whole one, plan it."""
+        if self.device.type == "cuda":
+            recording = _with_fragmentation(recording)
         trace, happened = recording.trace, self.engine.happened
         budget = self._budget_for(trace)
         least = least_budget(trace)
@@ -286,7 +299,9 @@ class Session:
             raise BudgetError(budget, least.nbytes, op, least.holders)
         if not complete:
             return
-        self.engine.budget = budget
+        if budget != self.engine.budget:
+            self.engine.budget = budget
+            self._cap(budget)
         self._recorded, self._recording = trace, False
         if self._on_recorded is not None:
             self._on_recorded(trace)
@@ -379,10 +394,20 @@ class Session:
             case None:
                 return self.machine.device.memory
 
+    def _cap(self, nbytes: int) -> None:
+        """On a GPU, have the allocator give back what it keeps, and reserve no more than `nbytes`."""
+        if isinstance(self.meter, CudaMeter):
+            torch.cuda.empty_cache()
+            share = min(1.0, nbytes / self.machine.device.memory)
+            torch.cuda.set_per_process_memory_fraction(share, self.device)
+
     def _slack(self) -> int:
-        """Bytes that the device holds beyond living values, now."""
+        """Bytes that the device must hold beyond living values, now.
+
+        Not what a GPU's allocator keeps for later: that it gives back when it needs to.
+        """
         away = self.engine.manager.resident_bytes_away()
-        held = self.meter.resident() - self.engine.base - self.engine.footprint()
+        held = self.meter.used() - self.engine.base - self.engine.footprint()
         return max(0, held - (self._recorder.live_bytes() - away))
 
     # -- what it leaves ------------------------------------------------------------------------
@@ -401,6 +426,13 @@ class Session:
             else {"peak": self.trace.peak + self.trace.slack, "seconds": self.trace.seconds},
             "steps": [asdict(report) for report in self.reports],
         }
+
+
+def _with_fragmentation(recording: Recording) -> Recording:
+    """With the bytes that CUDA's allocator must hold in pieces that serve nobody, when it holds most."""
+    trace = recording.trace
+    lost = max(0, least_reserved(allocations(trace)) - trace.peak)
+    return replace(recording, trace=replace(trace, slack=trace.slack + lost))
 
 
 def _forked() -> None:

@@ -1,13 +1,7 @@
-"""What the engine asks of a GPU's streams and events: of which device, in which order, and what it times.
+"""What the engine asks of a GPU's streams and events: of which device, in which order, what it times."""
 
-Here streams and events only write down what they are told, and memory is the host's: no test says that
-bytes move. The tests of lanes, residency and random plans do, where there is a GPU.
-"""
-
-import itertools
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -29,64 +23,16 @@ from penstock.ir.schedule import Cause
 from penstock.ir.text import parse
 from penstock.ir.trace import OpIndex
 from penstock.solve.best import outcome
+from streams import Current, Event, pretend
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 1)
 MIB = 1 << 20
 
 
-class Stream:
-    def __init__(self, device: torch.device | None = None) -> None:
-        self.device, self.waits = device, []
-
-    def wait_event(self, event: "Event") -> None:
-        self.waits.append(event)
-
-    def synchronize(self) -> None:
-        pass
-
-
-class Event:
-    """Comes at once; a millisecond passes between one and the next."""
-
-    times = itertools.count()
-
-    def __init__(self, enable_timing: bool = False) -> None:
-        self.is_timed = enable_timing
-        self.stream: Stream | None = None
-
-    def record(self, stream: Stream) -> None:
-        self.stream, self.at = stream, next(self.times)
-
-    def query(self) -> bool:
-        return True
-
-    def elapsed_time(self, later: "Event") -> float:
-        assert self.is_timed and later.is_timed
-        return float(later.at - self.at)
-
-
 @pytest.fixture
-def current(monkeypatch: pytest.MonkeyPatch) -> Callable[[torch.device | None], Stream]:
-    """The current stream of each device. None: of the device that the host thread has chosen."""
-    streams: dict[torch.device | None, Stream] = {}
-
-    def current_stream(device: torch.device | None = None) -> Stream:
-        return streams.setdefault(device, Stream(device))
-
-    @contextmanager
-    def stream(_: Stream) -> Iterator[None]:
-        yield
-
-    for name, stand_in in (
-        ("Stream", Stream),
-        ("Event", Event),
-        ("current_stream", current_stream),
-        ("stream", stream),
-        ("synchronize", lambda device: None),
-    ):
-        monkeypatch.setattr(torch.cuda, name, stand_in)
-    return current_stream
+def current(monkeypatch: pytest.MonkeyPatch) -> Current:
+    return pretend(monkeypatch)
 
 
 def block(nbytes: int = MIB) -> UntypedStorage:
