@@ -3,8 +3,10 @@
     python benchmarks/report.py [SOURCE] [-m MACHINE] [-b BUDGET] [--repeat 7] [--out FILE]
 
 Without a source: a made-up step of 10,000 ops of which half of the saved values are swapped and a
-quarter recomputed. Otherwise an architecture or a trace, and what `capuchin` plans for it. Each load
-is a new navigation of one browser without a network; milliseconds count from its start.
+quarter recomputed. Otherwise an architecture or a trace, and what `capuchin` plans for it. Beside it
+the page of a comparison, made up: 30 policies, 20 steps, 3 machines, 4 budgets. Each load is a new
+navigation of one browser without a network; milliseconds count from its start. `painted`: when
+the first frame with content was on the screen.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ from penstock import policies
 from penstock.ir.machine import Device as Accelerator
 from penstock.ir.machine import Link, Machine, Tier
 from penstock.ir.policy import Problem
+from penstock.report.comparison import comparison_of
+from penstock.report.comparison_page import comparison_page
 from penstock.report.files import told
 from penstock.report.html import page
 from penstock.solve.best import Outcome, outcome
@@ -30,11 +35,13 @@ from simulate import chain, mixed
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from browser import CHROMIUM, Browser, Device
+from comparisons import grid
 
 _MOMENTS = """(() => {
   const {navigationStart, domInteractive, loadEventEnd} = performance.timing;
   return {parsed: domInteractive - navigationStart, loaded: loadEventEnd - navigationStart,
-          drawn: +document.documentElement.dataset.drawn};
+          drawn: +document.documentElement.dataset.drawn,
+          painted: Math.round(performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? -1)};
 })()"""
 
 
@@ -84,28 +91,42 @@ def main() -> None:
         problem, found = made_up()
     else:
         problem, found = asked(given.source, given.machine, given.budget)
-    began = time.perf_counter()
-    text = page([told(problem, found)])
-    took = time.perf_counter() - began
-    row: dict[str, Any] = {
+    about = {
         "step": problem.trace.label,
         "ops": len(problem.trace.ops),
         "values": len(problem.trace.values),
         "decisions": found.plan.counts(),
-        "bytes": len(text.encode()),
-        "written in seconds": round(took, 2),
+    }
+    points = grid()
+    rows = {
+        "report": about | figures(lambda: page([told(problem, found)]), given.repeat),
+        "comparison": {"points": len(points)}
+        | figures(lambda: comparison_page(comparison_of(points)), given.repeat),
     }
     if CHROMIUM is None:
         print("no Chromium here, so nothing was loaded: apt-get install chromium")
-    else:
+    for title, row in rows.items():
+        print(f"== {title}")
+        for name, value in row.items():
+            print(f"{name:>20}  {value:,}" if isinstance(value, int) else f"{name:>20}  {value}")
+    if given.out is not None:
+        given.out.write_text(json.dumps({"where": where(), **rows}, indent=1) + "\n")
+
+
+def figures(made: Callable[[], str], repeat: int) -> dict[str, Any]:
+    """Of a page: its weight, how long it is made, and how long it takes to be seen."""
+    began = time.perf_counter()
+    text = made()
+    row: dict[str, Any] = {
+        "bytes": len(text.encode()),
+        "written in seconds": round(time.perf_counter() - began, 2),
+    }
+    if CHROMIUM is not None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "page.html")
             path.write_text(text)
-            row["milliseconds"] = loads(path, given.repeat)
-    for name, value in row.items():
-        print(f"{name:>20}  {value:,}" if isinstance(value, int) else f"{name:>20}  {value}")
-    if given.out is not None:
-        given.out.write_text(json.dumps({"where": where(), **row}, indent=1) + "\n")
+            row["milliseconds"] = loads(path, repeat)
+    return row
 
 
 if __name__ == "__main__":

@@ -167,6 +167,20 @@ def test_where_nobody_fits_the_nearest_is_named():
     assert headline([]) == ["Nothing was compared."]
 
 
+def test_a_best_that_cannot_run_is_followed_by_the_best_that_can():
+    entries = [*SMALL, *(entry("placer", share, 10.0, places=3) for share in (0.8, 0.4))]
+    body = comparison_of(entries)
+    assert body["placing"] == ["placer"]
+    assert [verdict["runs"] for verdict in body["verdicts"]] == ["solver", "remake"]
+    best, able = headline(entries)[:2]
+    assert best.startswith("placer is best over all")
+    assert "simulated, not run. Of those that can run, solver is best over all: it fits" in able
+    read = seen(comparison_page(body))
+    assert "simulated only; of those that run: solver" in read
+    assert "placer simulated only 2 of 2" in read
+    assert comparison_of(SMALL)["placing"] == []
+
+
 def test_each_budget_has_its_verdict_over_all_steps_and_machines():
     first, second = verdicts(SMALL)
     assert (first.budget, first.best.policy, first.next.policy) == ("80%", "solver", "swap")

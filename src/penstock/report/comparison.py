@@ -45,6 +45,7 @@ def comparison_of(entries: Sequence[Entry], *, measured: bool = False) -> Json:
         "verdicts": [_told(verdict) for verdict in verdicts(entries)],
         "standings": [_without_nan(asdict(standing)) for standing in ranked],
         "policies": names,
+        "placing": sorted(_placing(entries)),
         "cases": [
             {
                 "step": step,
@@ -121,12 +122,21 @@ class Verdict:
 
     budget: str  # as it was asked for
     ranked: tuple[Standing, ...]
+    placing: frozenset[str]  # policies that are simulated, not run
     nearest: Entry | None = None  # which plan would fit with the least, if none fits
 
     @property
     def best(self) -> Standing | None:
         """None: nobody fits anything."""
         return self.ranked[0] if self.ranked[0].fitted else None
+
+    @property
+    def runs(self) -> Standing | None:
+        """The best of those that can run, if the best cannot."""
+        if self.best is None or self.best.policy not in self.placing:
+            return None
+        able = (it for it in self.ranked if it.fitted and it.policy not in self.placing)
+        return next(able, None)
 
     @property
     def level(self) -> tuple[Standing, ...]:
@@ -146,9 +156,19 @@ def verdicts(entries: Sequence[Entry]) -> list[Verdict]:
     for entry in entries:
         by_budget[entry.at[2]].append(entry)
     return [
-        Verdict(own[0].asked or mib(own[0].budget), tuple(standings(own)), _nearest(own))
+        Verdict(
+            own[0].asked or mib(own[0].budget),
+            tuple(standings(own)),
+            frozenset(_placing(own)),
+            _nearest(own),
+        )
         for own in by_budget.values()
     ]
+
+
+def _placing(entries: Sequence[Entry]) -> set[str]:
+    """Policies that let ops use a slow tier directly, which can be simulated and not run."""
+    return {entry.policy for entry in entries if entry.places}
 
 
 def _nearest(entries: Sequence[Entry]) -> Entry | None:
@@ -161,12 +181,14 @@ def _nearest(entries: Sequence[Entry]) -> Entry | None:
 
 def _told(verdict: Verdict) -> Json:
     best, following, nearest = verdict.best, verdict.next, verdict.nearest
+    runs = verdict.runs
     return {
         "asked": verdict.budget,
         "best": [standing.policy for standing in verdict.level],
         "slowdown": None if best is None else _figure_or_none(best.slowdown),
         "fitted": 0 if best is None else best.fitted,
         "problems": verdict.ranked[0].problems,
+        "runs": None if runs is None else runs.policy,
         "next": None if following is None else following.policy,
         "next_slowdown": None if following is None else _figure_or_none(following.slowdown),
         "next_fitted": 0 if following is None else following.fitted,
@@ -192,8 +214,18 @@ def headline(entries: Sequence[Entry]) -> list[str]:
         return [_none_fits(entries, len(problems))]
     if len(problems) == 1:
         own = {entry.policy: entry for entry in entries}
-        return list(_of_one(verdicts(entries)[0], own))
-    return list(_of_many(ranked, entries, problems))
+        said = _of_one(verdicts(entries)[0], own)
+    else:
+        said = _of_many(ranked, entries, len(problems))
+    placing = _placing(entries)
+    able = [entry for entry in entries if entry.policy not in placing]
+    if best.policy in placing and any(entry.fits for entry in able):
+        said.insert(
+            1,
+            "It lets ops use a slow tier directly, which can be simulated, not run. "
+            f"Of those that can run, {headline(able)[0]}",
+        )
+    return said
 
 
 def _of_one(verdict: Verdict, entries: Mapping[str, Entry]) -> list[str]:
@@ -211,12 +243,11 @@ def _of_one(verdict: Verdict, entries: Mapping[str, Entry]) -> list[str]:
     return said
 
 
-def _of_many(
-    ranked: Sequence[Standing], entries: Sequence[Entry], problems: set[tuple[str, str, str]]
-) -> list[str]:
-    best, count = ranked[0], len(problems)
+def _of_many(ranked: Sequence[Standing], entries: Sequence[Entry], count: int) -> list[str]:
+    best = ranked[0]
     names = [standing.policy for standing in level(ranked)]
-    fits = f"all {count} problems" if best.fitted == count else f"{best.fitted} of {count} problems"
+    share = f"all {count}" if best.fitted == count else f"{best.fitted} of {best.problems}"
+    fits = f"{share} problems"
     unsolved = count - len({entry.at for entry in entries if entry.fits})
     is_one = len(names) == 1
     if best.fitted == count - unsolved:  # all that anyone fits

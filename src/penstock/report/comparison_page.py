@@ -18,7 +18,7 @@ def comparison_page(body: Json) -> str:
     name = _named(cases, "step") or f"{len({case['step'] for case in cases})} steps"
     first, *rest = body["headline"]
     about = f"<p>Penstock comparison · {escape(_asked(body))}</p>"
-    lead = "".join(f"<p class='lead'>{escape(one)}</p>" for one in rest)
+    lead = f"<p class='lead'>{escape(' '.join(rest))}</p>" if rest else ""
     parts = [f"<header>{about}<h1>{escape(first)}</h1>{lead}</header>"]
     if cases:
         parts.append(_tiles(body))
@@ -55,6 +55,10 @@ def _asked(body: Json) -> str:
     return ", ".join([*said, f"{policies} polic{'y' if policies == 1 else 'ies'}", *how])
 
 
+_NOT_RUN = "simulated only"
+"""Of a policy whose plans no engine carries out."""
+
+
 def _tiles(body: Json) -> str:
     """For each budget who is best there."""
     items = []
@@ -72,6 +76,8 @@ def _tiles(body: Json) -> str:
                 notes[0] = f"{duration(seconds)} a step, {notes[0]}"
                 said = mib(column["budget"])
                 budget = budget if budget == said else f"{budget} ({said})"
+            if verdict["runs"]:
+                notes.append(f"{_NOT_RUN}; of those that run: {verdict['runs']}")
             if level:
                 notes.append(f"level with it: {_some(level)}")
             if verdict["next"]:
@@ -97,12 +103,9 @@ def _nearest(verdict: Json) -> str:
     return f"{policy} needs {mib(least)}"
 
 
-_SOME = 3
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = len(names) - _SOME
-    return ", ".join([*names[:_SOME], *([f"{rest} more"] if rest > 0 else [])])
+def _some(names: Sequence[str], most: int = 3) -> str:
+    rest = len(names) - most
+    return ", ".join([*names[:most], *([f"{rest} more"] if rest > 0 else [])])
 
 
 # -- tables --------------------------------------------------------------------------------------
@@ -151,9 +154,9 @@ def _answer(column: Json | None) -> str:
     if not column["best"]:
         return f"<td class=none>{escape(_nearest(column) or 'nobody')}</td>"
     best, *level = column["best"]
-    others = f" <small>= {escape(_some(level))}</small>" if level else ""
+    others = f" <small>= {escape(_some(level, 1))}</small>" if level else ""
     return (
-        f"<td class=answer>{_swatch(column['slowdown'])}{escape(best)} "
+        f"<td>{_swatch(column['slowdown'])}{escape(best)} "
         f"<small>{_times(column['slowdown'])}</small>{others}</td>"
     )
 
@@ -161,8 +164,9 @@ def _answer(column: Json | None) -> str:
 def _leaderboard(body: Json) -> str:
     """What `penstock compare` prints."""
     head = ("policy", "fits", "of plain", "of best", "wins", "no plan", "planning")
+    aside = dict.fromkeys(body["placing"], f" <small>{_NOT_RUN}</small>")
     rows = [
-        f"<th scope='row'>{escape(it['policy'])}</th>"
+        f"<th scope='row'>{escape(it['policy'])}{aside.get(it['policy'], '')}</th>"
         + _cells(f"{it['fitted']} of {it['problems']}")
         + f"<td>{_swatch(it['slowdown'])}{_mean(it, 'slowdown')}</td>"
         + _cells(_mean(it, "behind"), str(it["wins"]), str(it["failed"]), duration(it["took"]))
