@@ -6,7 +6,7 @@
 The setting is theirs: 40 GiB on the device, 128 GiB of host memory behind 15.754 GiB/s each way, an
 SSD of 3.2 GiB/s. First the facts of each graph: the sum of cycles is the published ideal, the live peak
 the published one. Then each policy's simulated step, as a multiple of the ideal. All traffic to the SSD
-passes the link to the host: a plan that uses both is priced with the SSD's rate taken off the host's.
+passes the link to the host: while both move, the host gets what the SSD leaves of the link.
 
 `bound` is what no plan that only swaps can beat over that link; a plan's slowdown with `!` does not fit,
 with `~` it lies in more host memory than there is. `--faster` divides all times: the kernels of these
@@ -31,15 +31,18 @@ from _where import where, write
 from penstock import policies
 from penstock.errors import PenstockError
 from penstock.interop.g10 import CLOCK, read_graph, read_kernels
-from penstock.ir.machine import Link, Machine, Tier
+from penstock.ir.machine import Link, Machine
+from penstock.ir.plan import Plan
 from penstock.ir.policy import Problem
+from penstock.ir.timeline import Timeline, lane_of
 from penstock.ir.trace import Trace
 from penstock.machines import machine
 from penstock.simulate.shelves import Shelves
-from penstock.solve.best import outcome
+from penstock.solve.best import Outcome, outcome
 
 GIB = 2**30
 GB = 10**9
+ROUNDS = 6
 POLICIES = (
     *("g10", "g10:complete=false", "flashneuron", "tmof", "belady", "autoswap", "tflms", "modnn"),
     *("superneurons", "capuchin", "chen", "memonger", "auto"),
@@ -64,19 +67,44 @@ def published_machine() -> Machine:
     return described.with_tiers(*(replace(tier, drag=0.0) for tier in described.tiers))
 
 
-def shared_link(described: Machine, used: set[str]) -> Machine:
-    """The machine for a plan that uses the tiers `used`: what the SSD moves, the host's link cannot."""
-    host, ssd = described.tiers
-    if used < {host.name, ssd.name}:
-        return described
-    return described.with_tiers(_less(host, ssd), ssd)
+def over_one_link(problem: Problem, plan: Plan) -> Outcome:
+    """The plan's price where the SSD's traffic passes the link to the host.
+
+    By direction, the host's link loses the SSD's rate for that share of its busy time in which the SSD
+    moves too. The share follows from the price, and the price from the share: so a few rounds.
+    """
+    host, ssd = problem.machine.tiers
+    shares = {True: 0.0, False: 0.0}  # inward, outward
+    for _ in range(ROUNDS):
+        left = replace(
+            host,
+            write=_less(host.write, ssd.write, shares[False]),
+            read=_less(host.read, ssd.read, shares[True]),
+        )
+        machine = problem.machine.with_tiers(left, ssd)
+        found = outcome(replace(problem, machine=machine), plan)
+        for inward, share in shares.items():
+            lanes = [lane_of(tier.name, inward=inward) for tier in (host, ssd)]
+            shares[inward] = (share + together(found.timeline, *lanes)) / 2
+    return found
 
 
-def _less(host: Tier, ssd: Tier) -> Tier:
-    def left(link: Link, other: Link) -> Link:
-        return replace(link, bandwidth=link.bandwidth - other.bandwidth)
+def _less(link: Link, other: Link, share: float) -> Link:
+    return replace(link, bandwidth=link.bandwidth - share * other.bandwidth)
 
-    return replace(host, write=left(host.write, ssd.write), read=left(host.read, ssd.read))
+
+def together(timeline: Timeline, lane: str, other: str) -> float:
+    """The share of the time in which `lane` is busy in which `other` is busy too."""
+    if lane not in timeline.lanes or other not in timeline.lanes or not timeline.busy(lane):
+        return 0.0
+    mine, theirs = (timeline.span_lane == timeline.lanes.index(name) for name in (lane, other))
+    edges = np.stack([timeline.span_start[theirs], timeline.span_end[theirs]], axis=1).ravel()
+    lengths = timeline.span_end[theirs] - timeline.span_start[theirs]
+    done = np.stack([np.cumsum(lengths) - lengths, np.cumsum(lengths)], axis=1).ravel()
+    starts, ends = (
+        np.interp(at[mine], edges, done) for at in (timeline.span_start, timeline.span_end)
+    )
+    return float((ends - starts).sum() / timeline.busy(lane))
 
 
 def swap_bound(trace: Trace, link: Link, budget: int) -> float:
@@ -132,8 +160,7 @@ def answer(trace: Trace, name: str, budget: int) -> Row:
     planning = time.perf_counter() - begun
     shelves = Shelves(trace, problem.machine, found.plan)
     lies = {tier.name: shelves.peak(tier.name) for tier in problem.machine.tiers}
-    used = {tier for tier, nbytes in lies.items() if nbytes}
-    priced = outcome(replace(problem, machine=shared_link(problem.machine, used)), found.plan)
+    priced = over_one_link(problem, found.plan)
     return {
         "policy": name,
         "by": found.plan.policy,

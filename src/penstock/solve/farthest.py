@@ -1,13 +1,15 @@
 """Where room lacks, send away what is needed again last: the rule, for any policy to fall back on."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
 
 from penstock.ir.plan import Plan, Swap
 from penstock.ir.policy import Problem
 from penstock.ir.trace import Gap, OpIndex
+from penstock.solve.best import best
 from penstock.solve.pressure import Pressure
+from penstock.solve.remakes import until_wanted
 from penstock.solve.tiers import sent_below
 
 __all__ = ["completed", "farthest_first"]
@@ -16,25 +18,37 @@ __all__ = ["completed", "farthest_first"]
 def farthest_first(problem: Problem, smallest: int, rounds: int = 8) -> Plan:
     """What is given, with so many swaps more that the step fits, if any do that.
 
-    Values under `smallest` bytes stay. One walk after another, because copies back and remakes need
-    room that the walk before did not foresee.
+    Values under `smallest` bytes stay. What a given remake starts from is back before that. One walk
+    after another, because copies back and remakes need room that the walk before did not foresee.
     """
     plan = problem.given
     for _ in range(rounds):
         now = replace(problem, given=plan)
         pressure = Pressure(now)
-        if not (victims := _walk(now, pressure, smallest)):
+        if pressure.is_relieved:
             break
-        plan = plan.plus(sent_below(now, victims, pressure=pressure))
+        away = until_wanted(now, smallest)
+        if not (victims := _walk(now, pressure, away)):
+            break
+        plan = plan.plus(sent_below(now, victims, away=away, pressure=pressure))
     return plan
 
 
 def completed(problem: Problem, swaps: Iterable[Swap], smallest: int) -> Plan:
-    """What is given and `swaps`, which come back later where room lacks, and as much more as fits need.
+    """What is given and `swaps`, and as much more as fits need.
 
-    So a plan that overshoots ends as pages would have it, which come back on demand.
+    Where the swaps as they are leave too much, either others make room for what they bring back, or it
+    comes back later, as pages would that are read on demand: whichever costs less.
     """
-    trace, given, wanted = problem.trace, problem.given, tuple(swaps)
+    wanted = tuple(swaps)
+    punctual = replace(problem, given=problem.given.plus(wanted))
+    plans = (farthest_first(punctual, smallest), _on_demand(problem, wanted, smallest))
+    return best(problem, plans).plan
+
+
+def _on_demand(problem: Problem, wanted: Sequence[Swap], smallest: int) -> Plan:
+    """What `wanted` brings back waits for room; the swaps beside it count on none of it."""
+    trace, given = problem.trace, problem.given
     on_demand = [replace(swap, prefetch_at=swap.gap.stop) for swap in wanted]
     whole = farthest_first(replace(problem, given=given.plus(on_demand)), smallest)
     pressure = Pressure(replace(problem, given=whole))
@@ -48,11 +62,12 @@ def completed(problem: Problem, swaps: Iterable[Swap], smallest: int) -> Plan:
     return given.plus([*timed, *more])
 
 
-def _walk(problem: Problem, pressure: Pressure, smallest: int) -> list[Gap]:
-    """The gaps to send away, each marked as relieved in `pressure`."""
+def _walk(problem: Problem, pressure: Pressure, away: Mapping[Gap, Gap]) -> list[Gap]:
+    """The gaps to send away, of those in `away`; each is marked as relieved in `pressure`."""
     trace, ops = problem.trace, len(problem.trace.ops)
     opening: list[list[tuple[int, Gap]]] = [[] for _ in range(ops + 1)]
-    for gap in problem.free_gaps(smallest):
+    whole = {short: gap for gap, short in away.items()}
+    for gap in whole:
         opens = gap.start + 1
         if gap.stop is None:
             opening[opens].append((2 * ops, gap))
@@ -72,4 +87,4 @@ def _walk(problem: Problem, pressure: Pressure, smallest: int) -> list[Gap]:
             if gap not in chosen:
                 chosen[gap] = None
                 pressure.relieve(gap, trace.values[gap.value].nbytes)
-    return list(chosen)
+    return [whole[gap] for gap in chosen]

@@ -20,6 +20,7 @@ __all__ = [
     "possible",
     "remade_at_need",
     "swappable",
+    "until_wanted",
 ]
 
 _HEAVY = frozenset({"convolution", "matmul", "attention", "recurrent"})
@@ -168,3 +169,17 @@ def swappable(problem: Problem, at_least: int) -> dict[Gap, OpIndex | None]:
         for gap in gaps
         if gap not in dropped
     }
+
+
+def until_wanted(problem: Problem, at_least: int) -> dict[Gap, Gap]:
+    """The gaps of `swappable`, each with the part of it in which the value may be away.
+
+    Those are left out whose value is wanted too soon to leave and come back.
+    """
+    found = {}
+    for gap, due in swappable(problem, at_least).items():
+        if due == gap.stop:
+            found[gap] = gap
+        elif due is not None and gap.stop is not None and not gap.wraps and due - gap.start > 1:
+            found[gap] = replace(gap, stop=due)
+    return found

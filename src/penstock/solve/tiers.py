@@ -1,7 +1,7 @@
 """In which tier a value waits, when the first one cannot hold all that leaves."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 
@@ -23,13 +23,18 @@ def sent_below(
     *,
     margin: float = 1.1,
     pressure: Pressure | None = None,
+    away: Mapping[Gap, Gap] | None = None,
 ) -> list[Swap]:
-    """Swaps `just_in_time`, each to the tier that `spread` has for it."""
-    return [
-        swap
-        for tier, there in spread(problem, gaps)
-        for swap in just_in_time(problem.trace, tier, there, margin=margin, pressure=pressure)
-    ]
+    """Swaps `just_in_time`, each to the tier that `spread` has for it.
+
+    `away`: the part of each gap in which its value may be away; None: all of it.
+    """
+    found: list[Swap] = []
+    for tier, there in spread(problem, gaps):
+        whole = {gap if away is None else away[gap]: gap for gap in there}
+        timed = just_in_time(problem.trace, tier, whole, margin=margin, pressure=pressure)
+        found += [replace(swap, gap=whole[swap.gap]) for swap in timed]
+    return found
 
 
 def shelved(problem: Problem, swaps: Iterable[Swap]) -> list[Swap]:
