@@ -167,7 +167,7 @@ def test_auto_may_be_told_whom_to_ask():
     wide = policies.ask(policies.configured("auto:among=all"), problem)
     assert "auto" not in policies.load("auto")("all").asked()
     assert wide.rank <= policies.ask(policies.configured("auto"), problem).rank
-    only = policies.ask(policies.configured("auto:among=keep"), problem)
+    only = policies.ask(policies.configured("auto:among=keep,blends=0"), problem)
     assert only.plan == Plan(policy="keep")
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.solve.search import Ledger, bayesian, genetic, swarm
+from penstock.solve.search import Ledger, bayesian, genetic, pattern, swarm
 
 
 def seconds(of):
@@ -199,3 +199,27 @@ def test_starts_that_all_lack_room_do_not_stop_it():
     costs = Ledger(lambda p: (int(1e6 * (2 - p[0])), 1.0, 0), evaluations=20)
     bayesian(costs, [(0.0, 0.0)], seed=0)
     assert costs.best[0] > 0.8
+
+
+# -- pattern --------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 40), st.integers(0, 7))
+def test_a_pattern_finds_the_bottom_of_a_bowl(x, y):
+    costs = ledger(lambda at: abs(at[0] - x) + 3 * abs(at[1] - y))
+    pattern(costs, [40, 7])
+    assert costs.best == (x, y)
+
+
+def test_a_pattern_tries_few_of_many():
+    costs = ledger(lambda at: abs(at[0] - 613))
+    pattern(costs, [1000])
+    assert costs.best[0] == 613
+    assert len(costs.known) < 25
+
+
+def test_a_pattern_stays_within_its_sizes_and_its_count():
+    costs = ledger(lambda at: -sum(at), evaluations=5)
+    pattern(costs, [3, 0, 9])
+    assert len(costs.known) <= 5
+    assert all(0 <= n <= most for at in costs.known for n, most in zip(at, [3, 0, 9], strict=True))

@@ -1,9 +1,12 @@
-"""auto: ask several policies, complete what does not fit, and take the best answer.
+"""auto: ask several policies, blend their answers, and take the best.
 
 Idea      No method wins everywhere. Planning costs seconds, simulating milliseconds, a bad plan
-          costs every step: so try all that plan quickly. A plan that moves too little (most policies
+          costs every step: so ask those that plan quickly. A plan that moves too little (most policies
           never touch model state) is a good beginning: `belady` sends away what is still lacking.
+          Then blend: copies cost nothing while the link keeps up, remakes cost the same at any time. So
+          search for how much of each method's remakes to make, swap the rest, and set triggers anew.
 Assumes   That the simulator tells the truth.
+Inferred  A blend must be `gain` faster than the best answer: what many have used is surer.
 Reads     Everything, through the policies that it asks.
 """
 
@@ -16,6 +19,7 @@ from penstock.ir.plan import Plan
 from penstock.ir.policy import Need, Policy, Problem
 from penstock.policies import ask, configured, quick
 from penstock.solve.best import Outcome
+from penstock.solve.blend import blended
 
 __all__ = ["Auto"]
 
@@ -25,13 +29,25 @@ class Auto:
     """The best plan by simulation: one that fits, then the fastest."""
 
     # Few: a step is planned again while it runs, as long as its times are being learnt.
-    among: str = "belady capuchin chen keep swap-all"  # whom to ask; `all`: who needs no time limit
+    among: str = "belady capuchin chen dtr g10 keep swap-all"  # whom to ask; `all`: all quick ones
+    blends: int = 60  # plans that are tried beside the answers
+    seconds: float = 1.0  # after which no other is tried
+    gain: float = 0.01  # share of the step's time that a blend must save to be preferred
 
     paper: ClassVar[None] = None
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     def __call__(self, problem: Problem) -> Plan:
-        return min(self.answers(problem), key=lambda found: found.rank).plan
+        answers = list(self.answers(problem))
+        best = min(answers, key=lambda found: found.rank)
+        is_free = best.timeline.seconds <= (1 + self.gain) * problem.trace.seconds
+        if not self.blends or (is_free and not best.missing):
+            return best.plan
+        blend = blended(problem, answers, evaluations=self.blends, time_limit=self.seconds)
+        is_faster = blend.timeline.seconds < (1 - self.gain) * best.timeline.seconds
+        if blend.missing < best.missing or is_faster:
+            return replace(blend.plan, policy=problem.given.policy)  # whoever asks signs it
+        return best.plan
 
     def asked(self) -> list[str]:
         if self.among != "all":

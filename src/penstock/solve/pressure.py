@@ -41,6 +41,14 @@ class Pressure:
         for first, last in self._trace.idle(gap, until):
             self._over[first:last] -= nbytes
 
+    def restore(self, gap: Gap, nbytes: int, until: int | None = None) -> bool:
+        """Could the value, away up to op `until`, as well stay? If so, it does from here on."""
+        stretches = self._trace.idle(gap, until)
+        if any(bool((self._over[a:b] + nbytes > 0).any()) for a, b in stretches):
+            return False
+        self.relieve(gap, -nbytes, until)
+        return True
+
     def earliest_return(self, gap: Gap, nbytes: int, wanted: int) -> int:
         """From which op on, not before `wanted`, the value could be back without lacking room.
 

@@ -1,4 +1,4 @@
-"""Searches among candidates whose cost only a simulation tells: swarm, genetic, Bayesian.
+"""Searches among candidates whose cost only a simulation tells: pattern, swarm, genetic, Bayesian.
 
 They share a `Ledger`, which prices each candidate once and ends a search when enough were priced. It
 is the count that ends it, so that a seed gives the same answer on every machine; the time limit is
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from penstock.errors import NeedError
 
-__all__ = ["Ledger", "Rank", "bayesian", "genetic", "swarm"]
+__all__ = ["Ledger", "Rank", "bayesian", "genetic", "pattern", "swarm"]
 
 Rank: TypeAlias = tuple[int, float, int]
 """`Outcome.rank`: bytes that are lacking, seconds, bytes moved. Smaller is better."""
@@ -49,6 +49,35 @@ class Ledger(Generic[C]):
     def best(self) -> C:
         """The first of those that cost least."""
         return min(self.known, key=self.known.__getitem__)
+
+
+def pattern(ledger: Ledger[tuple[int, ...]], sizes: Sequence[int]) -> None:
+    """From the best of nothing, all and half of one axis alone: steps along each axis in turn.
+
+    Where none helps any more, steps are halved (Hooke and Jeeves). `sizes`: by axis, the largest
+    number; zero is the smallest.
+    """
+    none = (0,) * len(sizes)
+    alone = [
+        (*none[:axis], number, *none[axis + 1 :])
+        for axis, size in enumerate(sizes)
+        for number in (size, size // 2)
+    ]
+    steps = [(size + 3) // 4 for size in sizes]
+    try:
+        at = min((none, *alone), key=ledger)
+        while any(steps):
+            before = at
+            for axis, step in enumerate(steps):
+                for number in (at[axis] + step, at[axis] - step):
+                    beside = (*at[:axis], number, *at[axis + 1 :])
+                    if 0 <= number <= sizes[axis] and ledger(beside) < ledger(at):
+                        at = beside
+                        break
+            if at == before:
+                steps = [step // 2 for step in steps]
+    except _Enough:
+        return
 
 
 def swarm(

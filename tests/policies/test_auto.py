@@ -1,0 +1,57 @@
+"""auto: the best of several answers, and of what can be blended of them."""
+
+import pytest
+
+from penstock import policies
+from penstock.ir.machine import Device, Link, Machine, Tier
+from penstock.ir.policy import Problem
+from penstock.policies.auto import Auto
+from penstock.solve.best import outcome
+from steps import STEPS, chain
+
+MIB = 2**20
+TRACE = chain(24, "4M", "1s")
+ASKED = Auto().asked()
+
+
+def machine(rate):
+    return Machine(Device("cpu", 2**40), (Tier("disk", 2**40, Link(rate), Link(rate)),))
+
+
+# A link that carries one layer's value in the time of three.
+PART = Problem(TRACE, machine(4 * MIB / 3), 36 * MIB)
+
+
+def test_where_copies_hide_only_in_part_it_beats_all_that_it_asks():
+    found = policies.ask(Auto(), PART)
+    assert found.shortfall == 0
+    assert found.plan.policy == "auto"
+    for name in ASKED:
+        one = policies.ask(policies.configured(name), PART)
+        assert one.shortfall or found.timeline.seconds < 0.98 * one.timeline.seconds, name
+
+
+def test_without_blends_it_is_the_best_answer():
+    found = policies.ask(Auto(blends=0), PART)
+    answers = list(Auto(blends=0).answers(PART))
+    assert found.rank == min(answer.rank for answer in answers)
+    assert found.plan in [answer.plan for answer in answers]
+
+
+def test_a_blend_that_gains_little_is_not_taken():
+    assert Auto(gain=0.9)(PART) == Auto(blends=0)(PART)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_that_fits_is_left_alone(step):
+    problem = Problem(STEPS[step], machine(MIB), STEPS[step].peak)
+    assert Auto()(problem).decisions == ()
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_machine_without_tiers_is_planned_too(step):
+    trace = STEPS[step]
+    problem = Problem(trace, machine(MIB).with_tiers(), int(0.8 * trace.peak))
+    found = outcome(problem, Auto()(problem))
+    assert found.plan.swaps == ()
+    assert found.rank <= policies.ask(policies.configured("chen"), problem).rank
