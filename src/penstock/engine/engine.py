@@ -56,6 +56,13 @@ _UNKNOWN_NEED = 1 << 20
 """Bytes to make room for when a failed allocation does not say how many it wanted."""
 _UNPLANNED = 4 << 20
 """Bytes that a process takes now and then for what is no tensor."""
+_READING = frozenset(
+    {
+        *("saved_tensors", "untyped_storage", "const_data_ptr"),
+        *("tolist", "__repr__", "__getitem__", "clone", "cpu"),
+    }
+)
+"""Doors through which nobody writes."""
 _FOREVER = 1 << 62
 _NOTHING = Instruction()
 _PLAIN = (Tensor,)  # what torch names as the classes of a call that it makes from Python
@@ -763,12 +770,15 @@ class Engine:
             key = key_of(storage_of(tensor))
             if (copied := self._ahead.get(key)) is not None:
                 self.manager.call_off(copied)
-            dependents = self._guarded.pop(key, None)
-            for key in dependents or ():
-                resident = self.manager.known.get(key)
-                if resident is not None and resident.place is Place.DROPPED:
-                    self.manager.bring_back(resident, self._room_for_fetch)
-                    self.happened.note("remade: a source was about to be overwritten")
+            self._remake_dependents(key)
+
+    def _remake_dependents(self, key: int) -> None:
+        """The storage of `key` may be overwritten: remake now what is remade from it."""
+        for dependent in self._guarded.pop(key, ()):
+            resident = self.manager.known.get(dependent)
+            if resident is not None and resident.place is Place.DROPPED:
+                self.manager.bring_back(resident, self._room_for_fetch)
+                self.happened.note("remade: a source was about to be overwritten")
 
     def _unguard(self, resident: Resident, line: Lineage) -> None:
         for source in line.sources:
@@ -837,6 +847,8 @@ class Engine:
         if resident.place is not Place.HERE:
             self.manager.bring_back(resident, self._room_for_fetch)
         self.manager.call_off(resident)  # who reaches for the bytes may write to them
+        if door not in _READING:
+            self._remake_dependents(resident.ref.key)
         if door in ("data_ptr", "const_data_ptr") and self.device.type == "cpu":
             resident.exposed = _FOREVER  # nobody knows how long the address is used
         elif door == "__dlpack__":
