@@ -1,14 +1,17 @@
 """Whole training loops in a session: the same bits as plain PyTorch, inside the budget."""
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from itertools import cycle
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
 from penstock import policies
+from penstock.ir.plan import Plan
+from penstock.ir.policy import Need, Problem
 from penstock.session import Session
 from penstock.zoo import names
 from runs import MIB, Compared, apart, compare
@@ -103,3 +106,29 @@ def test_a_shape_that_comes_seldom_is_recorded_when_it_comes_and_planned_from_th
     assert set(modes[-6:]) == {"planned"}
     peaks = [report.peak for report in session.reports[-6:]]
     assert max(peaks[2], peaks[5]) < min(peaks[0], peaks[1])
+
+
+@dataclass(frozen=True)
+class Untidy:
+    """Keeps everything, and leaves the heap as a solver does: full of holes."""
+
+    paper: ClassVar[None] = None
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    left: ClassVar[list[bytes]] = []
+
+    def __call__(self, problem: Problem) -> Plan:
+        blocks = [b"x" * (MIB // 32) for _ in range(32 * 32)]
+        self.left.append(blocks[-1])
+        return problem.given
+
+
+def test_what_planning_leaves_in_the_heap_is_not_counted_as_the_steps(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 256))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Session("200%", policy=Untidy(), device="cpu", tier=f"disk:{tmp_path}") as session:
+        for _ in range(STEPS):
+            model(torch.ones(1024, 256)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert len(Untidy.left) > 1  # it was asked again
+    assert session.trace.slack < 16 * MIB

@@ -306,11 +306,18 @@ class Session:
         if self._on_recorded is not None:
             self._on_recorded(trace)
         course = self._planner.plan(recording, budget)
+        self._forget_planning()
         # Planning leaves books behind, which are part of what the process holds.
         self._planner.weigh(course, self._slack(), budget)
         self._follow(course)
 
+    def _forget_planning(self) -> None:
+        """A solver leaves holes in the heap, which would count as the step's."""
+        if self._allocator is not None:
+            self._allocator.trim()
+
     def _follow(self, course: Course) -> None:
+        self._forget_planning()
         self._course = course
         others = [other.program for other in self._planner.courses if other is not course]
         self.engine.follow_program(course.program, others)

@@ -135,6 +135,30 @@ def test_a_tight_allocator_gives_back_every_second_block() -> None:
     assert 24 < given_back < 27
 
 
+TRIMMED = """
+from penstock.dispatch.resident import CpuMeter, TightAllocator
+MIB = 1 << 20
+meter, allocator = CpuMeter(), TightAllocator()
+blocks = [b"x" * (MIB // 32) for _ in range(32 * 32)]  # 32 MiB in the heap
+last = blocks[-1]
+full = meter.resident()
+del blocks
+freed = full - meter.resident()
+allocator.trim()
+print(freed / MIB, (full - meter.resident()) / MIB)
+allocator.close()
+"""
+
+
+def test_what_was_freed_below_a_block_in_use_is_given_back_when_the_heap_is_trimmed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TRIMMED], capture_output=True, text=True, check=True
+    )
+    freed, trimmed = map(float, done.stdout.split())
+    assert freed < 1
+    assert trimmed > 30
+
+
 @on_devices
 def test_living_tensors_are_counted_by_storage(device: str) -> None:
     before = live_tensor_bytes(torch.device(device))

@@ -154,11 +154,13 @@ class TightAllocator:
 
     def __init__(self) -> None:
         self._plugs: list[int] = []
+        self._is_glibc = False
         try:
             self._libc = ctypes.CDLL(None)
             self._libc.mallopt, self._libc.malloc_trim  # noqa: B018  (are they there?)
         except (OSError, AttributeError):
             return
+        self._is_glibc = True
         self._libc.malloc.restype = ctypes.c_void_p
         self._libc.malloc.argtypes = [ctypes.c_size_t]
         self._libc.free.argtypes = [ctypes.c_void_p]
@@ -176,6 +178,11 @@ class TightAllocator:
                 continue
             self._libc.free(block)  # no hole of that size is left
             size //= 2
+
+    def trim(self) -> None:
+        """Give back what was freed below blocks that are still in use: that does not go by itself."""
+        if self._is_glibc:
+            self._libc.malloc_trim(0)
 
     def close(self) -> None:
         """Give the holes back. Idempotent."""
