@@ -81,6 +81,9 @@ class Browser:
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
+        self._call(
+            "Emulation.setFocusEmulationEnabled", enabled=True
+        )  # its window is the one in use
 
     def __enter__(self) -> Self:
         return self
@@ -137,6 +140,16 @@ class Browser:
             for kind in ("mousePressed", "mouseReleased"):
                 pressed = {"type": kind, "button": button, "clickCount": 1}
                 self._call("Input.dispatchMouseEvent", **pressed, **where)
+
+    def press(self, key: str) -> None:
+        """Press and release a key, as `KeyboardEvent.key` names it, wherever the focus is."""
+        code = {"Tab": 9, "Escape": 27, "End": 35, "Home": 36} | {
+            f"Arrow{way}": 37 + n for n, way in enumerate(("Left", "Up", "Right", "Down"))
+        }
+        for kind in ("rawKeyDown", "keyUp"):
+            self._call(
+                "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code[key]
+            )
 
     def picture(self, *, whole: bool = True) -> NDArray[np.uint8]:
         """What one sees: height x width x red, green, blue; of the whole page, or of the window."""

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
 
-from comparisons import SMALL, grid
+from comparisons import SMALL, entry, grid
 from penstock.errors import UsageError
 from penstock.ir.plan import Plan, Swap
 from penstock.ir.policy import Problem
@@ -158,6 +158,18 @@ def test_a_heat_map_has_a_cell_for_each_point_in_the_colour_of_its_slowdown():
     lines = {line.get_label(): line for line in curve.lines}
     assert list(lines["swap"].get_xdata()) == [800, 400]
     assert list(lines["Pareto front"].get_ydata()) == [15.0, 10.2]
+
+
+def test_what_was_predicted_stands_hollow_beside_what_was_measured():
+    run = {"on": "run here", "foretold": 10.0, "foretold_peak": 590 * MIB}
+    body = comparison_of([entry("swap", 0.6, 11.0, **run)], measured=True)
+    _, curve = comparison_figure(body).axes
+    lines = {line.get_label(): line for line in curve.lines}
+    assert list(lines["swap"].get_ydata()) == [11.0]
+    assert (list(lines["_predicted"].get_xdata()), list(lines["_predicted"].get_ydata())) == (
+        [590],
+        [10.0],
+    )
 
 
 def test_a_comparison_is_a_picture_whatever_its_size():

@@ -260,8 +260,12 @@ def comparison_figure(comparison: Json) -> "Figure":
         for policy, name in enumerate(policies):
             if points := _fitting(comparison, number, policy):
                 _series(axes, policy, name, points)
+            if comparison["measured"] and points:
+                foretold = _fitting(comparison, number, policy, "foretold_peak", "foretold")
+                _ghosts(axes, policy, points, foretold)
         _finish(axes, "peak", f"{case['step']} on {case['on']}")
-    handles = {str(line.get_label()): line for axes in drawn.axes[1:] for line in axes.lines}
+    lines = [line for axes in drawn.axes[1:] for line in axes.lines]
+    handles = {str(line.get_label()): line for line in lines if str(line.get_label())[0] != "_"}
     drawn.legend(
         list(handles.values()),
         list(handles),
@@ -273,15 +277,41 @@ def comparison_figure(comparison: Json) -> "Figure":
     return drawn
 
 
-def _fitting(comparison: Json, case: int, policy: int) -> list[tuple[int, float]]:
+def _ghosts(
+    axes: "Axes",
+    number: int,
+    measured: list[tuple[int, float]],
+    foretold: list[tuple[int, float]],
+) -> None:
+    """Hollow marks for what was predicted, each tied to what was measured."""
+    colour, mark = SERIES[number % len(SERIES)], _MARKS[number // len(SERIES) % len(_MARKS)]
+    for (peak, seconds), (said_peak, said_seconds) in zip(measured, foretold, strict=True):
+        if not said_seconds:
+            continue
+        axes.plot(
+            _in_mib([peak, said_peak]), [seconds, said_seconds], color=colour, lw=0.8, label="_tie"
+        )
+        axes.plot(
+            _in_mib([said_peak]),
+            [said_seconds],
+            ls="",
+            marker=mark,
+            ms=4,
+            mec=colour,
+            mfc="white",
+            label="_predicted",
+        )
+
+
+def _fitting(
+    comparison: Json, case: int, policy: int, peak: str = "peak", seconds: str = "seconds"
+) -> list[tuple[int, float]]:
     """Peak and seconds of a policy at each budget that it fits."""
     columns, points = comparison["columns"], comparison["points"]
     own = [n for n, column in enumerate(columns) if column["case"] == case]
     places = [policy * len(columns) + n for n in own]
     return [
-        (points["peak"][at], points["seconds"][at])
-        for at in places
-        if points["state"][at] == "fits"
+        (points[peak][at], points[seconds][at]) for at in places if points["state"][at] == "fits"
     ]
 
 

@@ -516,7 +516,8 @@
       if (foretold) lines.push(`predicted ${duration(foretold)}${off(foretold, of("seconds"))}`);
       lines.push(`peak ${mib(of("peak"))}${foretold ? `, predicted ${mib(of("foretold_peak"))}${off(of("foretold_peak"), of("peak"))}` : ""}`);
       lines.push(listed(counted(of("swaps"), "swap"), counted(of("recomputes"), "recomputation"),
-        of("places") && `${counted(of("places"), "placement")} (simulated only)`) || "keeps everything");
+        of("places") && `${counted(of("places"), "placement")} (simulated only)`)
+        || (!of("moved") && !of("again") && "keeps everything"));
       lines.push(listed(of("moved") && `moves ${mib(of("moved"))}`, of("stalled") && `waits ${duration(of("stalled"))}`,
         of("again") && `computes ${duration(of("again"))} again`));
       lines.push(`planned in ${duration(of("took"))}${of("cut") ? "; its own time limit may have ended the search, so it is not proven the best" : ""}`);
