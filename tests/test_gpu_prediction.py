@@ -4,7 +4,7 @@ import io
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from rich.console import Console
 from penstock.ir.machine import Device, Machine, Rate
 from penstock.ir.store import save
 from penstock.machines import find
+from penstock.zoo import workloads
 from penstock.zoo.workloads import names
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -138,6 +139,83 @@ def test_without_a_gpu_it_says_so(benchmark, script: str, monkeypatch, capsys) -
     monkeypatch.setattr(sys, "argv", [script])
     assert module.main() == 2
     assert "torch sees no GPU here" in capsys.readouterr().err
+
+
+class Counters:
+    """The counters of an allocator: 5 MiB were there before, each step takes 100 for a while."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.peak, self.calls = 5, 5, []
+        for name, answer in (
+            ("init", lambda: self.calls.append("init")),
+            ("synchronize", lambda: self.calls.append("synchronize")),
+            ("empty_cache", lambda: self.calls.append("empty_cache")),
+            ("memory_allocated", lambda: self.now * MIB),
+            ("memory_reserved", lambda: 2 * self.now * MIB),
+            ("max_memory_allocated", lambda: self.peak * MIB),
+            ("max_memory_reserved", lambda: 2 * self.peak * MIB),
+            ("reset_peak_memory_stats", self.reset),
+        ):
+            monkeypatch.setattr(torch.cuda, name, answer)
+
+    def reset(self) -> None:
+        self.peak = self.now
+
+    def step(self, number: int) -> list[torch.Tensor]:
+        self.calls.append(f"step {number}")
+        self.peak = max(self.peak, self.now + (100 if number else 300))
+        return []
+
+
+def test_measured_are_later_steps_above_what_was_there_before(benchmark, monkeypatch) -> None:
+    """The counters are stand-ins, and the model stays where it is: no GPU is needed for the order."""
+    counters = Counters(monkeypatch)
+    monkeypatch.setattr(
+        workloads, "workload", lambda name, size: workloads.Workload([], counters.step)
+    )
+    found = benchmark.measure("net", "small", None)
+    assert (found["allocated"], found["reserved"]) == (100 * MIB, 200 * MIB)
+    assert found["reserved_from_start"] == 600 * MIB  # the first step took more
+    assert 0 < found["seconds"] < 1
+    steps = [call for call in counters.calls if call.startswith("step")]
+    assert steps == [f"step {n}" for n in range(benchmark.WARM_UP + benchmark.MEASURED)]
+    first = counters.calls.index(f"step {benchmark.WARM_UP}")
+    assert counters.calls[first - 2 : first] == ["synchronize", "empty_cache"]
+    assert counters.calls[first + 1] == counters.calls[-1] == "synchronize"
+
+
+def test_one_file_has_the_tests_the_budgets_and_the_predictions(
+    benchmark, monkeypatch, tmp_path: Path, capsys
+) -> None:
+    gpu = __import__("gpu")
+    path = tmp_path / "card.json"
+    rows = [benchmark.row("gpt2", figures(1, 1, 1), figures(1, 1, 1))]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Card")
+    card = SimpleNamespace(total_memory=1 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(gpu, "run_tests", lambda: {"passed": True, "summary": "all passed"})
+    monkeypatch.setattr(gpu, "workload_rows", lambda name, size: [{"workload": name, "ok": True}])
+    monkeypatch.setattr(gpu, "result_path", lambda device: path)
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setattr(benchmark, "rows", lambda names, size: rows)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--size", "small"])
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # so that it goes with the test
+    was = torch.are_deterministic_algorithms_enabled()
+    try:
+        assert gpu.main() == 0
+        rows.append(benchmark.row("bert", {"failed": "died"}, {}))
+        assert gpu.main() == 1
+    finally:
+        torch.use_deterministic_algorithms(was)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+    told = json.loads(path.read_text())
+    assert [row["workload"] for row in told["rows"]] == list(gpu.WORKLOADS)
+    assert [row["workload"] for row in told["prediction"]["rows"]] == ["gpt2", "bert"]
+    assert told["device"] == "Card" and told["tests"]["passed"]
+    assert "gpt2" in capsys.readouterr().out
 
 
 @pytest.mark.cuda

@@ -103,3 +103,12 @@ def test_what_a_gpu_takes_for_itself_counts_in_the_peak() -> None:
     trace = record_fake(make, "cuda")
     (op,) = [op for op in trace.ops if op.name == "aten._softmax_backward_data"]
     assert trace.live[op.index] >= 4 * 512 * 1024 * 4  # weight, output, gradient, and their product
+
+
+def test_products_with_vectors_have_their_operations() -> None:
+    def make() -> Step:
+        matrix, vector = torch.randn(30, 20, requires_grad=True), torch.randn(20)
+        return lambda _: matrix.mv(vector).dot(torch.ones(30)).backward()
+
+    flops = {op.name: op.flops for op in record_fake(make).ops}
+    assert (flops["aten.mv"], flops["aten.dot"]) == (2 * 30 * 20, 2 * 30)
