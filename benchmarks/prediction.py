@@ -12,12 +12,13 @@ import json
 import sys
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Table
 
 from _where import where, write
+from penstock.zoo.workloads import Size
 from zoo import MIB, in_process
 
 SKIPPED = {"moe": "what it does depends on its data", "varying": "its shapes vary"}
@@ -55,7 +56,7 @@ def recorded(name: str, size: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--machine", type=Path, help="a machine file; default: calibrate first")
-    parser.add_argument("--size", choices=["small", "full"], default="small")
+    parser.add_argument("--size", choices=get_args(Size), default="middle")
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--recorded", help=argparse.SUPPRESS)

@@ -17,12 +17,13 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Table
 
 from _where import where, write
+from penstock.zoo.workloads import Size
 
 CHARTED = 3
 """Planned steps from which the session still learns."""
@@ -204,7 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--budget", default="60%")
     parser.add_argument("--policy", default="auto")
-    parser.add_argument("--size", choices=["small", "full"], default="full")
+    parser.add_argument("--size", choices=get_args(Size), default="full")
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", nargs=2, metavar=("NAME", "BUDGET"), help=argparse.SUPPRESS)

@@ -216,7 +216,7 @@ MACHINE = {
             {"aten.mm": {"lunch": 1}},
             (
                 "device.costs.aten.mm has an unknown field 'lunch'; did you mean launch?; it takes "
-                "launch, flops, bandwidth, workspace"
+                "launch, flops, bandwidth, workspace, library"
             ),
         ),
         ("tiers", {}, "tiers must be a list, not {}"),

@@ -35,6 +35,15 @@ def test_ops_have_rates_and_the_host_has_its_pace(machine: Machine) -> None:
     assert machine.device.flops["float32"] > 0
 
 
+def test_what_a_process_takes_beside_its_tensors_is_told_by_kind_of_ops(monkeypatch) -> None:
+    """In a process that has trained before, what libraries keep is there already: none below zero."""
+    images = partial(calibrate._Convolutions, 8, 1, 8)
+    loops = [tiny(), calibrate._Loop("c", images, AdamW, kind="convolution")]
+    kept, added = calibrate._kept(loops, CPU, meter_for(CPU))
+    assert set(added) == {"convolution"}
+    assert 0 <= min(kept, *added.values()) <= max(kept, *added.values()) < 64 * 2**20
+
+
 def test_the_next_random_number_is_the_one_that_would_have_been(monkeypatch) -> None:
     monkeypatch.setattr(calibrate, "_loops", lambda: [tiny()])
     torch.manual_seed(7)

@@ -65,7 +65,7 @@ def test_without_calibration_a_dtype_has_its_own_peak() -> None:
         ("aten.native_layer_norm_backward", "norm"),
         ("aten.embedding_dense_backward", "lookup"),
         ("aten._fused_adamw_", "optimizer"),
-        ("aten.add_", "pointwise"),
+        ("aten.add_", "pointwise in place"),
     ],
 )
 def test_ops_have_classes(name: str, kind: str) -> None:
@@ -92,6 +92,16 @@ def test_a_trace_without_times_is_priced_and_freeing_costs_the_host() -> None:
     assert [one.seconds for one in found.ops] == [1.0, 1.0]
     assert [one.host_seconds for one in found.ops] == [0.25, 1.25]
     assert [one.workspace for one in found.ops] == [500_000, 0]
+
+
+def test_libraries_keep_memory_once_a_step_calls_them() -> None:
+    kept = Machine(Device("d", 1 << 30, overhead=100, costs={"convolution": Rate(library=30.0)}))
+    values = (Value(ValueId(0), StorageId(0), 4096, Kind.ACTIVATION, 0, None),)
+    slack = [
+        priced(Trace((op(name),), values), kept).slack for name in ("aten.mm", "aten.convolution")
+    ]
+    assert slack[1] - slack[0] == 30
+    assert slack[0] >= 100
 
 
 def test_what_was_measured_is_left_alone() -> None:

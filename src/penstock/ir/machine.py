@@ -83,6 +83,7 @@ class Rate:
     flops: float = 0.0  # per second
     bandwidth: float = 0.0  # bytes per second
     workspace: float = 0.0  # bytes, for each byte that it moves
+    library: float = 0.0  # bytes that its kernels keep for themselves, once one ran
 
     def __post_init__(self) -> None:
         if not all(0 <= one < math.inf for one in astuple(self)):

@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812  (its name everywhere)
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from penstock.dispatch.clock import Clock
-from penstock.dispatch.resident import CpuMeter, CudaMeter
+from penstock.dispatch.resident import CpuMeter, CudaMeter, live_tensor_bytes
 from penstock.ir.machine import Machine, Rate
 from penstock.ir.trace import Op, Phase, Trace
 from penstock.record.measure import stopwatch_for
@@ -48,34 +48,50 @@ def calibrated(
     """
     samples: defaultdict[str, list[Sample]] = defaultdict(list)
     loops = [*_loops(), *(_large_loops() if device.type == "cuda" else ())]
-    before = meter.used()
-    grown = []
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        overhead, libraries = _kept(loops, device, meter)
         for done, loop in enumerate(loops):
             told(loop.label, done, len(loops))
             traces = _steps(loop, device, meter)
             hosts = _queued(loop, device, traces[0]) if device.type == "cuda" else _hosts(traces)
             for key, sample in (*_samples(traces), *hosts):
                 samples[key].append(sample)
-            gc.collect()
-            grown.append(max(0, meter.used() - before))
     costs = {key: fitted(seen) for key, seen in samples.items() if _tells(key, seen)}
+    costs |= {kind: replace(costs[kind], library=nbytes) for kind, nbytes in libraries.items()}
     rates = {
         dtype: _best(samples, f"matmul {dtype}")
         for dtype in ("float32", "bfloat16")
         if f"matmul {dtype}" in samples
     }
-    bandwidth = costs.get("pointwise float32", Rate()).bandwidth
+    bandwidth = costs.get("pointwise in place float32", Rate()).bandwidth
     device_now = replace(
         machine.device,
         bandwidth=bandwidth,
         flops=rates,
         costs=costs,
-        # A process trains one model, not all of ours: what the first few left behind. On a GPU, what
-        # libraries keep for themselves.
-        overhead=int(median(grown[:3])),
+        overhead=overhead,
     )
     return replace(machine, device=device_now)
+
+
+def _kept(
+    loops: Sequence["_Loop"], device: torch.device, meter: CpuMeter | CudaMeter
+) -> tuple[int, dict[str, int]]:
+    """Bytes that a process takes beside its tensors once it trains, and what other kinds of ops add."""
+    added: dict[str, int] = {}
+    for loop in loops:
+        if loop.kind in added:
+            continue
+        model, optimizer = _made(loop, device)
+        gc.collect()
+        base = meter.used() - live_tensor_bytes(device)
+        for _ in range(_WARM_UP + 1):
+            model().backward()
+            optimizer.step()
+        gc.collect()
+        added[loop.kind] = max(0, meter.used() - live_tensor_bytes(device) - base)
+        del model, optimizer
+    return added.pop("matmul"), added
 
 
 def _tells(key: str, seen: Sequence[Sample]) -> bool:
@@ -180,6 +196,7 @@ class _Loop:
     make: Callable[[], nn.Module]  # its forward makes its own batch and returns the loss
     optimizer: Callable[..., Optimizer]
     is_mixed: bool = False  # bfloat16 where autocast says so
+    kind: str = "matmul"  # the class of ops that it is about
 
 
 def _loops() -> list[_Loop]:
@@ -210,10 +227,13 @@ def _loops() -> list[_Loop]:
             f"convolutions, {channels} channels, {batch} x {pixels}x{pixels} pixels",
             partial(_Convolutions, channels, batch, pixels),
             optimizer,
+            kind="convolution",
         )
         for channels, batch, pixels, optimizer in (
             (16, 4, 32, adam),
+            (16, 4, 96, adam),
             (32, 8, 64, momentum),
+            (32, 16, 96, adam),
             (64, 16, 64, adam),
             (128, 16, 32, momentum),
             (256, 16, 16, fused),
@@ -224,10 +244,12 @@ def _loops() -> list[_Loop]:
             f"LSTM, {width} wide, {batch} x {length} tokens",
             partial(_Recurrent, width, batch, length),
             optimizer,
+            kind="recurrent",
         )
         for width, batch, length, optimizer in (
             (128, 16, 64, fused),
-            (256, 32, 128, adam),
+            (192, 32, 128, adam),
+            (320, 32, 96, adam),
             (512, 32, 128, lists),
         )
     ]
@@ -297,7 +319,9 @@ class _Block(nn.Module):
         parts = self.attend(self.norms[0](x)).chunk(3, dim=-1)
         shape = (batch, length, self.heads, 64)
         query, key, value = (part.reshape(shape).transpose(1, 2) for part in parts)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        # With dropout there is no fused kernel on a CPU: products and a softmax of their own.
+        dropped = 0.1 if self.gated else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropped, is_causal=True)
         x = x + F.dropout(self.mix(mixed.transpose(1, 2).reshape(x.shape)), 0.1)
         h = self.norms[1](x) if not self.gated else _rms(x)
         wide = self.gate(h)
@@ -336,7 +360,7 @@ class _Convolutions(nn.Module):
     def forward(self) -> Tensor:
         x = F.relu(self.first(self.stem(self.images)), inplace=True)
         h = F.relu(self.second(self.wide(F.max_pool2d(x, 2))))
-        h = self.up(self.narrow(h))
+        h = F.leaky_relu(self.up(self.narrow(h)), 0.2)
         h = F.relu(self.join(torch.cat((x, h), dim=1)), inplace=True) + x
         h = F.adaptive_avg_pool2d(h, 1).flatten(1)
         return F.cross_entropy(self.head(h), self.classes)

@@ -42,7 +42,10 @@ _CLASSES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("lookup", ("embedding", "index", "gather", "scatter", "nll_loss", "topk", "sort")),
     ("optimizer", ("_foreach", "_fused")),
 )
-_OTHER = "pointwise"
+_OTHER, _IN_PLACE = (
+    "pointwise",
+    "pointwise in place",
+)  # the one fills fresh memory, the other does not
 _WHOLE = {"mv": "matmul", "addr": "matmul", "addr_": "matmul", "ger": "matmul"}
 """Names too short to be looked for in others."""
 
@@ -55,6 +58,7 @@ _SHARES = {  # of peak arithmetic, of peak bandwidth
     "lookup": (1.0, 0.4),
     "optimizer": (1.0, 0.85),
     "pointwise": (1.0, 0.85),
+    "pointwise in place": (1.0, 0.85),
 }
 _RIDGES = 33
 """Places that are tried for the ridge of a roofline."""
@@ -92,7 +96,14 @@ def priced(trace: Trace, machine: Machine) -> Trace:
     )
     requests = allocations(found)
     held = least_reserved(requests) if trace.device == "cuda" else cpu(requests).reserved_peak
-    return replace(found, slack=max(0, held - found.peak) + machine.device.overhead)
+    return replace(found, slack=max(0, held - found.peak) + _overhead(trace, machine.device))
+
+
+def _overhead(trace: Trace, device: Device) -> int:
+    """Bytes that the process takes beside its tensors: what any training takes, and these kernels."""
+    kinds = {class_of(op.name) for op in trace.ops}
+    kept = sum(device.costs[kind].library for kind in kinds if kind in device.costs)
+    return device.overhead + int(kept)
 
 
 def rate_of(device: Device, op: Op) -> Rate:
@@ -116,7 +127,8 @@ def class_of(name: str) -> str:
     bare = name.partition(".")[2]
     if bare in _WHOLE:
         return _WHOLE[bare]
-    return next((kind for kind, parts in _CLASSES if any(p in bare for p in parts)), _OTHER)
+    found = next((kind for kind, parts in _CLASSES if any(p in bare for p in parts)), _OTHER)
+    return _IN_PLACE if found == _OTHER and bare.endswith("_") else found
 
 
 def host_key(op: Op) -> str:

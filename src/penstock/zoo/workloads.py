@@ -109,7 +109,7 @@ def tokens(step: int, batch: int, length: int) -> Tensor:
     """A batch of byte-level tokens, (batch, length), the same for the same step."""
     generator = torch.Generator().manual_seed(1000 + step)
     starts = torch.randint(0, len(_text()) - length, (batch,), generator=generator)
-    return torch.stack([_text()[at : at + length].long() for at in starts.tolist()])
+    return _text().unfold(0, length, 1)[starts].long()
 
 
 @_outside
