@@ -249,8 +249,13 @@ def main() -> None:
             ran = refused or attempt(Trial(step, f"{share:.0%}", text), LIMIT)
             found = row(text, model, share, plain, ran)
             facts = {**where(), "size": SIZE}
-            rows[text, model] = {**found, "commit": facts["commit"], "load": os.getloadavg()[0]}
-            done.append(rows[text, model])
+            found |= {"commit": facts["commit"], "load": os.getloadavg()[0]}
+            rows = {
+                **rows,
+                **earlier(options.json),
+                (text, model): found,
+            }  # others may run portions too
+            done.append(found)
             console.print(shown(done[-1:]))
             if options.json:
                 write(options.json, {**facts, "rows": list(rows.values())})
