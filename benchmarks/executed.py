@@ -250,11 +250,8 @@ def main() -> None:
             found = row(text, model, share, plain, ran)
             facts = {**where(), "size": SIZE}
             found |= {"commit": facts["commit"], "load": os.getloadavg()[0]}
-            rows = {
-                **rows,
-                **earlier(options.json),
-                (text, model): found,
-            }  # others may run portions too
+            # Portions may run side by side.
+            rows = {**rows, **earlier(options.json), (text, model): found}
             done.append(found)
             console.print(shown(done[-1:]))
             if options.json:
