@@ -266,8 +266,9 @@ def _select(label: str, what: str, names: Sequence[str]) -> str:
 
 def _pareto(cases: Sequence[Json], *, measured: bool) -> str:
     """Where the script draws peak against step time of one case at a time."""
+    link = ", " if measured else " on "
     options = "".join(
-        f"<option value='{number}'>{escape(case['step'])} on {escape(case['on'])}</option>"
+        f"<option value='{number}'>{escape(link.join((case['step'], case['on'])))}</option>"
         for number, case in enumerate(cases)
     )
     choice = (

@@ -499,7 +499,7 @@
       const n = place(p, c), of = (name) => points[name]?.[n] ?? 0;
       const { budget, asked } = columns[c], { step, on, plain, full } = caseOf(c);
       const room = [asked, asked === mib(budget) || !budget ? "" : `(${mib(budget)})`].filter(Boolean).join(" ");
-      const lines = [`${policies[p]} at ${room}`, `${step} on ${on}`];
+      const lines = [`${policies[p]} at ${room}`, board.measured ? `${step}, ${on}` : `${step} on ${on}`];
       const state = points.state[n];
       if (state === "late" || state === "none") return [...lines, problems[of("problem")]];
       if (state === "") return [...lines, "not asked"];

@@ -65,11 +65,13 @@ def comparison(entries: Sequence[Entry]) -> Table:
     for before, entry in zip((None, *entries), entries, strict=False):
         if before is not None and entry.at != before.at:
             table.add_section()
+        # Of a run that failed, the bytes of its share were never known.
+        budget = mib(entry.budget) if entry.budget else entry.asked
         if entry.problem:
-            table.add_row(mib(entry.budget), entry.policy, entry.problem)
+            table.add_row(budget, entry.policy, entry.problem)
             continue
         table.add_row(
-            mib(entry.budget),
+            budget,
             entry.policy,
             mib(entry.peak),
             "yes" if entry.fits else f"no, {mib(entry.shortfall)} over",
