@@ -14,6 +14,13 @@ from penstock.search import front
 
 __all__ = ["Verdict", "comparison_of", "headline", "state", "verdicts"]
 
+_FIGURES = (
+    *("seconds", "peak", "least", "took", "stalled", "again", "moved"),
+    *("swaps", "recomputes", "places"),
+)
+"""Fields of an entry that every point shows."""
+_FORETOLD = ("foretold", "foretold_peak")
+
 State: TypeAlias = Literal["fits", "short", "late", "none", ""]
 """It fits; its plan does not fit; it was given up; it made no plan; it was not asked."""
 
@@ -61,16 +68,7 @@ def comparison_of(entries: Sequence[Entry], *, measured: bool = False) -> Json:
             "state": ["" if entry is None else state(entry) for entry in found],
             **{
                 name: [_figure(entry, name) for entry in found]
-                for name in ("seconds", "peak", "least", "took", "stalled", "again", "moved")
-            },
-            **{
-                name: [_figure(entry, name) for entry in found]
-                for name in ("swaps", "recomputes", "places")
-            },
-            **{
-                name: [_figure(entry, name) for entry in found]
-                for name in ("foretold", "foretold_peak")
-                if measured
+                for name in (*_FIGURES, *(_FORETOLD if measured else ()))
             },
             "cut": [int(entry is not None and entry.is_cut_short) for entry in found],
             "problem": [0 if entry is None else number[entry.problem] for entry in found],
