@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import UntypedStorage, nn
+from torch import nn
 
 from penstock import session as sessions
 from penstock.dispatch.resident import CpuMeter, TightAllocator
@@ -184,4 +184,11 @@ def test_a_storage_of_another_card_is_none_of_the_sessions(gpu: Gpu, monkeypatch
         train(3)
     assert session.trace is not None
     assert not session.trace.values
-    assert UntypedStorage(8).nbytes() == 8
+    assert any("nothing ran on" in event for event in session.reports[0].events)
+
+
+def test_the_gpu_is_the_one_that_the_script_has_chosen(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    found = [sessions.device_of(given) for given in (None, "cuda", "cuda:0", "cpu")]
+    assert [str(one) for one in found] == ["cuda:1", "cuda:1", "cuda:0", "cpu"]

@@ -260,8 +260,13 @@ class Session:
                 decisions=followed.plan.counts(),
             )
         if recorded:
+            recording = self._recorder.end(slack=self._slack())
+            if recording.trace.ops and not recording.trace.values:
+                happened.note(
+                    f"nothing ran on {self.device}: say fit(device=...), or set CUDA_VISIBLE_DEVICES"
+                )
             self._tell(replace(report, events=tuple(happened.events)))
-            self._take(self._recorder.end(slack=self._slack()), complete=complete)
+            self._take(recording, complete=complete)
             return
         if happened.fell_back:
             self._step_changed()
@@ -461,7 +466,8 @@ def device_of(given: str | torch.device | None) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UsageError(f"device {given!r}: this machine or this build of torch has no CUDA")
-        return torch.device("cuda", device.index or 0)
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return torch.device("cuda", index)
     if device.type != "cpu":
         raise UsageError(f"device {given!r}: Penstock knows cpu and cuda")
     return device
