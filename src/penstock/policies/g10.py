@@ -8,8 +8,10 @@ Assumes   Kernels and their times are known; all traffic to the SSD passes the l
           the plan leaves above the budget, page faults absorb.
 Inferred  Nothing here faults: where the plan leaves too much, what is needed last goes too
           (`complete`), and a copy back asks for its own bytes before it is drawn earlier (the code does
-          not). Where no period scores any more the plan ends; the authors' code goes on with arbitrary
-          ones, since its sort is unstable. It also counts its tensor 0 twice, and always; we do not.
+          not). Then none is drawn earlier if that is faster: one that waits for room keeps its link from
+          those behind it, where pages pass. Where no period scores any more the plan ends; the authors'
+          code goes on with arbitrary ones, since its sort is unstable. It also counts its tensor 0
+          twice, and always; we do not.
           A copy back of model state starts no earlier than the step that reads it. With one tier
           that is the SSD (the paper's G10-GDS).
 Not here  Pages: hints at kernel starts, LRU between them, and the kernels' slowdown by faults.
@@ -29,6 +31,7 @@ from penstock.ir.policy import Accounting, Counts, Need, Paper, Problem
 from penstock.ir.trace import Gap, OpIndex
 from penstock.simulate.least import MOVABLE_FROM
 from penstock.simulate.shelves import Shelves
+from penstock.solve.best import best
 from penstock.solve.farthest import completed
 from penstock.solve.ledger import Ledger
 from penstock.solve.pressure import bytes_held
@@ -61,11 +64,12 @@ class G10:
     needs: ClassVar[frozenset[Need]] = frozenset({Need.TIER, Need.SECONDS})
 
     def __call__(self, problem: Problem) -> Plan:
-        moves, ops = self.moves(problem, estimate(problem, self.lead)), len(problem.trace.ops)
-        swaps = [move.swap(ops) for move in moves]
-        if self.complete:
-            return completed(problem, swaps, self.smallest)
-        return problem.given.plus(swaps)
+        planner, ops = _Planner(self, problem, estimate(problem, self.lead)), len(problem.trace.ops)
+        chosen = planner.chosen()
+        ways = [[move.swap(ops) for move in way] for way in (planner.hastened(chosen), chosen)]
+        if not self.complete:
+            return problem.given.plus(ways[0])
+        return best(problem, (completed(problem, way, self.smallest) for way in ways)).plan
 
     def moves(self, problem: Problem, held: NDArray[np.float64]) -> list["Move"]:
         """What leaves, and when it is back; `held` (bytes, by op) is brought down in place."""
