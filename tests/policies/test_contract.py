@@ -145,7 +145,7 @@ def test_measured_seconds_are_asked_for_where_they_are_needed(name):
 def test_auto_is_at_least_as_good_as_every_policy_that_it_asks(problem):
     auto = outcome(problem, policies.load("auto")()(problem))
     for name in ASKED:
-        other = outcome(problem, policies.load(name)()(problem))
+        other = outcome(problem, policies.configured(name)(problem))
         assert auto.rank <= other.rank, name
 
 
@@ -157,7 +157,7 @@ def test_auto_fits_wherever_a_policy_does_that_it_asks(step):
         budget = least + int(share * (trace.peak - least))
         problem = Problem(trace, MACHINES["slow"], budget)
         auto, *ranks = (
-            outcome(problem, policies.load(name)()(problem)).rank for name in ("auto", *ASKED)
+            outcome(problem, policies.configured(name)(problem)).rank for name in ("auto", *ASKED)
         )
         assert auto <= min(ranks)
 
