@@ -483,10 +483,9 @@ def gan(size: Size) -> Workload:
 @_named
 def retained(size: Size) -> Workload:
     """Two backwards through one graph, and a gradient of a gradient."""
-    width, batch = _pick(size, (512, 2048), (768, 4096), (2048, 4096))
-    model = nn.Sequential(
-        nn.Linear(128, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1)
-    )
+    width, hidden, batch = _pick(size, (512, 1, 2048), (768, 1, 4096), (1024, 16, 1024))
+    between = [each for _ in range(hidden) for each in (nn.Linear(width, width), nn.Tanh())]
+    model = nn.Sequential(nn.Linear(128, width), nn.Tanh(), *between, nn.Linear(width, 1))
     optimizer = _adamw(model)
 
     def step(number: int) -> list[Tensor]:
