@@ -17,6 +17,7 @@ Symbols   cw: `input`; cbw: `saved`; fwd_tmp, bwd_tmp, ff_tmp: `*_scratch`; ff_f
 Reads     The trace with its seconds, the budget.
 """
 
+import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -63,6 +64,7 @@ class Rotor:
         return best(problem, self.candidates(problem)).plan
 
     def candidates(self, problem: Problem) -> Iterator[Plan]:
+        deadline = time.monotonic() + self.time_limit
         yield problem.given
         gaps = alone(problem, problem.free_saved_gaps(self.smallest))
         for width in range(1, self.widths + 1):
@@ -70,6 +72,8 @@ class Rotor:
             kept = {gap.value for gap in gaps}
             strict = {op: values for op, values in all_cuts.items() if values <= kept}
             for found in (strict, all_cuts) if len(strict) < len(all_cuts) else (strict,):
+                if time.monotonic() > deadline:
+                    return
                 if cuts := self.chosen(problem, gaps, found):
                     blocks = Blocks(problem, gaps, cuts, self.units)
                     yield blocks.plan(self.time_limit / self.widths / 2)
