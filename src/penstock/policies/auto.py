@@ -30,7 +30,7 @@ class Auto:
 
     # Whom to ask; `all`: all that need no time limit. Few, and none that tries for long to fit alone: a
     # step is planned again while it runs, as long as its times are being learnt.
-    among: str = "belady capuchin:rounds=5 chen dtr:rounds=1 g10 keep swap-all"
+    among: str = "belady capuchin:rounds=7 chen dtr:rounds=1 g10 keep swap-all"
     blends: int = 60  # plans that are tried beside the answers
     seconds: float = 1.0  # after which no other is tried
     gain: float = 0.01  # share of the step's time that a blend must save to be preferred
