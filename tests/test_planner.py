@@ -2,8 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
-from penstock.planner import _typical
+from penstock.ir.machine import Device, Machine
+from penstock.ir.text import parse
+from penstock.planner import Planner, _typical
+from penstock.policies.keep import Keep
+from penstock.record.step import Recording
+from runs import MIB
 
 
 def chart(*own: float) -> np.ndarray:
@@ -29,3 +35,17 @@ def test_an_op_that_no_chart_saw_stays_unknown() -> None:
     assert found[0, 0] == pytest.approx(2.0)
     assert np.isnan(found[1, 0])
     assert np.isnan(_typical(2, [])).all()
+
+
+@pytest.mark.parametrize(("beyond", "is_new"), [(0, False), (MIB, True)])
+def test_what_a_plan_is_known_to_lack_is_no_reason_for_a_new_one(beyond, is_new) -> None:
+    """Else slack would grow with each step, and the predicted peak far above the measured one."""
+    trace = parse("f a x:I1M -> h:A4M! 1ms\nb b h -> g:T4M 1ms")
+    budget = 4 * MIB
+    planner = Planner(Keep(), Machine(Device("cpu", 1 << 40)))
+    calls = (torch.ops.aten.relu.default,) * len(trace.ops)
+    course = planner.plan(Recording(trace, calls, {}), budget)
+    lacking = course.outcome.shortfall
+    assert lacking > 4 * MIB
+    assert planner.correct(course, lacking + beyond, budget) is is_new
+    assert course.slack == beyond

@@ -97,7 +97,8 @@ class Planner:
             self._plan_again(course, slack, budget, keep=True)
 
     def correct(self, course: Course, excess: int, budget: int) -> bool:
-        """A step of `course` needed `excess` bytes more than planned: should the plan be new?"""
+        """A step of `course` needed `excess` bytes more than the budget: should the plan be new?"""
+        excess -= course.outcome.shortfall  # that much was planned, for want of a better plan
         if excess <= budget // 100 or course.corrections >= _CORRECTIONS:
             return False
         course.corrections += 1
