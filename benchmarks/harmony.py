@@ -8,11 +8,10 @@ recorded on fake tensors of a GPU that is not there, and their requests replayed
 CUDA's caching allocator. Up to where another op takes over, a peak is a line in the micro-batch: what
 each sample adds and what is there without any are told, too.
 
-The layers are those of their models, without dropout. What a recording does not see is spelled out: the
-backward of softmax makes a product first, inside its kernel. So are three habits of PyTorch 1.5 that
-later versions lost: softmax kept its input beside its result; split kept its input; matmul copied factors
-that were not contiguous even where a view would have done. They are inferred from the measured bytes;
-`--as-torch-is` leaves all of it out, to show its worth.
+The layers are those of their models, without dropout. Three habits of PyTorch 1.5 that later versions
+lost are spelled out: softmax kept its input beside its result; split kept its input; matmul copied
+factors that were not contiguous even where a view would have done. They are inferred from the measured
+bytes; `--as-torch-is` leaves them out, to show their worth.
 """
 
 import argparse
@@ -47,10 +46,7 @@ class Softmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         _, result = ctx.saved_tensors
-        product = grad * result
-        gradient = torch._softmax_backward_data(grad, result, -1, grad.dtype)
-        del product  # it is there until the kernel has run
-        return gradient
+        return torch._softmax_backward_data(grad, result, -1, grad.dtype)
 
 
 class Split(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -74,6 +75,8 @@ def run(command: Sequence[str], directory: Path, **options) -> subprocess.Comple
         text=True,
         timeout=120,
         check=False,
+        # A shell ignores it for what runs in its background, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )
 
