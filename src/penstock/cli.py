@@ -734,16 +734,15 @@ def _refuse_if_it_cannot_fit(problem: "Problem", found: "Outcome") -> None:
         op = problem.trace.describe_op(least.op)
         raise BudgetError(problem.budget, least.nbytes, op, least.holders)
     if found.overfull:
-        _err.print(
-            f"penstock: {found.plan.policy} sends away {mib(found.overfull)} more than the tiers hold. "
-            "Give them more room, or try another policy.",
-            markup=False,
+        fault = (
+            f"sends away {mib(found.overfull)} more than the tiers hold. "
+            "Give them more room, or try another policy."
         )
-        raise typer.Exit(1)
-    if found.shortfall:
-        _err.print(
-            f"penstock: {found.plan.policy} found no plan that fits; the step would run, "
-            "evicting on demand. Try another policy.",
-            markup=False,
+    elif found.shortfall:
+        fault = (
+            "found no plan that fits; the step would run, evicting on demand. Try another policy."
         )
-        raise typer.Exit(1)
+    else:
+        return
+    _err.print(f"penstock: {found.plan.policy} {fault}", markup=False)
+    raise typer.Exit(1)
