@@ -204,14 +204,8 @@ def _loops() -> list[_Loop]:
     adamw, adam = partial(AdamW, foreach=False), partial(Adam, foreach=False)
     fused, lists = partial(AdamW, fused=True), partial(AdamW, foreach=True)
     momentum = partial(SGD, lr=0.01, momentum=0.9, foreach=False)
-    found = [
-        _Loop(
-            f"transformer, {width} wide, {batch} x {length} tokens{', bfloat16' * mixed}",
-            partial(_Transformer, width, batch, length, gated=gated),
-            optimizer,
-            mixed,
-        )
-        for width, batch, length, gated, mixed, optimizer in (
+    return [
+        *_transformer_loops(
             (128, 8, 128, False, False, adamw),
             (256, 4, 256, True, False, fused),
             (384, 8, 256, False, False, adamw),
@@ -220,16 +214,8 @@ def _loops() -> list[_Loop]:
             (1024, 2, 512, False, False, fused),
             (128, 8, 128, False, True, lists),
             (512, 4, 256, False, True, adamw),
-        )
-    ]
-    found += [
-        _Loop(
-            f"convolutions, {channels} channels, {batch} x {pixels}x{pixels} pixels",
-            partial(_Convolutions, channels, batch, pixels),
-            optimizer,
-            kind="convolution",
-        )
-        for channels, batch, pixels, optimizer in (
+        ),
+        *_convolution_loops(
             (16, 4, 32, adam),
             (16, 4, 96, adam),
             (32, 8, 64, momentum),
@@ -237,50 +223,59 @@ def _loops() -> list[_Loop]:
             (64, 16, 64, adam),
             (128, 16, 32, momentum),
             (256, 16, 16, fused),
-        )
+        ),
+        *(
+            _Loop(
+                f"LSTM, {width} wide, {batch} x {length} tokens",
+                partial(_Recurrent, width, batch, length),
+                optimizer,
+                kind="recurrent",
+            )
+            for width, batch, length, optimizer in (
+                (128, 16, 64, fused),
+                (192, 32, 128, adam),
+                (320, 32, 96, adam),
+                (512, 32, 128, lists),
+            )
+        ),
     ]
-    found += [
-        _Loop(
-            f"LSTM, {width} wide, {batch} x {length} tokens",
-            partial(_Recurrent, width, batch, length),
-            optimizer,
-            kind="recurrent",
-        )
-        for width, batch, length, optimizer in (
-            (128, 16, 64, fused),
-            (192, 32, 128, adam),
-            (320, 32, 96, adam),
-            (512, 32, 128, lists),
-        )
-    ]
-    return found
 
 
 def _large_loops() -> list[_Loop]:
     """Sizes at which a GPU's kernels are longer than their launch. Some 4 GiB at most."""
     adamw, lists = partial(AdamW, foreach=False), partial(AdamW, foreach=True)
-    found = [
-        _Loop(
+    return [
+        *_transformer_loops(
+            (1024, 8, 1024, False, False, lists),
+            (2048, 8, 512, False, False, adamw),
+            (2048, 8, 1024, False, True, lists),
+        ),
+        *_convolution_loops((64, 32, 128, lists), (128, 32, 64, lists), (512, 32, 16, lists)),
+    ]
+
+
+def _transformer_loops(
+    *sizes: tuple[int, int, int, bool, bool, Callable[..., Optimizer]],
+) -> Iterator[_Loop]:
+    """By width, sequences, their length, `gated`, `is_mixed` and optimizer."""
+    for width, batch, length, gated, mixed, optimizer in sizes:
+        yield _Loop(
             f"transformer, {width} wide, {batch} x {length} tokens{', bfloat16' * mixed}",
-            partial(_Transformer, width, batch, length, gated=False),
+            partial(_Transformer, width, batch, length, gated=gated),
             optimizer,
             mixed,
         )
-        for width, batch, length, mixed, optimizer in (
-            (1024, 8, 1024, False, lists),
-            (2048, 8, 512, False, adamw),
-            (2048, 8, 1024, True, lists),
-        )
-    ]
-    found += [
-        _Loop(
+
+
+def _convolution_loops(*sizes: tuple[int, int, int, Callable[..., Optimizer]]) -> Iterator[_Loop]:
+    """By channels, images, their pixels a side and optimizer."""
+    for channels, batch, pixels, optimizer in sizes:
+        yield _Loop(
             f"convolutions, {channels} channels, {batch} x {pixels}x{pixels} pixels",
             partial(_Convolutions, channels, batch, pixels),
-            lists,
+            optimizer,
+            kind="convolution",
         )
-        for channels, batch, pixels in ((64, 32, 128), (128, 32, 64), (512, 32, 16))
-    ]
-    return found
 
 
 _VOCABULARY = 1024
