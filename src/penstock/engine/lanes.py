@@ -112,19 +112,18 @@ class Copy:
         except BaseException as error:
             self.error = error
             self.end()
-            if not isinstance(
-                error, Exception
-            ):  # a person interrupts: now, not when it is waited for
-                raise
+            if not isinstance(error, Exception):
+                raise  # a person interrupts: now, not when it is waited for
+
+    def has_gone(self) -> bool:
+        """It has ended: is what it copied out in its tier? Else it still owns its value's only bytes."""
+        return not (self.inward or self.was_called_back or self.error is not None)
 
     def make_room(self) -> None:
-        """Wait for the copies that this one comes after, and free what they have carried out.
-
-        One that failed or was called back still owns the only bytes of its value.
-        """
+        """Wait for the copies that this one comes after, and free what they have carried out."""
         for other in self.after:
             other.wait()
-            if not (other.inward or other.was_called_back or other.error):
+            if other.has_gone():
                 other.free()
 
     def take_memory(self, device: torch.device) -> None:
@@ -140,13 +139,13 @@ class Copy:
             self.holder = holder
             if not self._done.is_set():
                 self.source = holder if self.source is None else self.source
-            elif self.is_done() and self.error is None and not self.was_called_back:
+            elif self.is_done() and self.has_gone():
                 self.free()
 
-    def end(self, *, has_gone: bool = False) -> None:
-        """It has ended. `has_gone`: what it copied out is in its tier, so its bytes are freed."""
+    def end(self) -> None:
+        """It has ended. Bytes that have gone are freed; on a stream, by whoever waits for it."""
         with self._handing_over:
-            if has_gone:
+            if self.has_gone() and self.finished is None:
                 self.free()
             self.after = ()
             self.ended = time.perf_counter()
@@ -208,8 +207,7 @@ class ThreadLane:
                 copy.was_called_back = True
             except BaseException as error:  # it belongs to whoever waits for the copy
                 copy.error = error
-            is_lost = copy.was_called_back or copy.error is not None
-            copy.end(has_gone=not copy.inward and not is_lost)
+            copy.end()
 
     def _carry(self, copy: Copy) -> None:
         with torch.cuda.stream(self._stream):
@@ -270,7 +268,6 @@ class StreamLane:
             copy.ready.record(torch.cuda.current_stream(self._device))
             self._stream.wait_event(copy.ready)
             self._carry(copy)
-        if copy.error is None:
             copy.end()
 
     def _carry(self, copy: Copy) -> None:

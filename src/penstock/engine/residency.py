@@ -219,7 +219,7 @@ class ResidencyManager:
         copy.wait()
         if copy.error is not None:
             raise _told(copy.error)
-        if not copy.was_called_back and not copy.inward:
+        if copy.has_gone():
             copy.free()
 
     # -- coming back -------------------------------------------------------------------------
@@ -234,7 +234,7 @@ class ResidencyManager:
             if not resident.copy.is_done():
                 resident.copy.call_back()  # it is wanted back before it has gone
                 return None
-            if resident.copy.was_called_back or resident.copy.error is not None:
+            if not resident.copy.has_gone():
                 return None
             resident.copy.free()
         assert resident.tier is not None and resident.extent is not None
