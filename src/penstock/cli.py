@@ -12,6 +12,8 @@ from rich.console import Console
 from penstock.errors import PenstockError, UsageError, mib
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.progress import Progress, TaskID
 
     from penstock.ir.machine import Machine
@@ -410,7 +412,11 @@ def curve(
     trace: StepArgument,
     policy: Annotated[
         list[str] | None,
-        typer.Option("--policy", "-p", help="Which policies; default: all but the exact solvers."),
+        typer.Option(
+            "--policy",
+            "-p",
+            help="Which policies; default: all but those that solve or search for long.",
+        ),
     ] = None,
     machine: MachineOption = None,
     points: PointsOption = 8,
@@ -431,7 +437,7 @@ def curve(
     if output is not None:
         check(output, PAGES)
     step, described = step_and_machine(trace, machine)
-    found = _curve(step, described, policy or [*policies.quick()], points, processes, limit)
+    found = _curve(step, described, policy or policies.quick(), points, processes, limit)
     _out.print(curves(found, step.seconds))
     if output is not None:
         save_curve(output, curve_of(found, step.seconds))
@@ -487,16 +493,15 @@ def report(
     bodies = [told(problem, _solve(problem, policy)) for problem in problems]
     drawn = None
     if curve:
-        drawn = curve_of(
-            _curve(step, described, [*policies.quick()], points, processes, limit), step.seconds
-        )
+        found = _curve(step, described, policies.quick(), points, processes, limit)
+        drawn = curve_of(found, step.seconds)
     save_report(output, bodies, drawn)
 
 
 def _curve(
     step: "Trace",
     machine: "Machine",
-    names: list[str],
+    names: "Sequence[str]",
     points: int,
     processes: int | None,
     limit: float | None,
