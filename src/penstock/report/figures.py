@@ -201,17 +201,23 @@ def _times(axes: "Axes", front: list[tuple[int, float]], plain: float) -> None:
 
 
 def _series(axes: "Axes", number: int, name: str, points: list[tuple[int, float]]) -> None:
-    round_ = number // len(SERIES) % len(_MARKS)
+    colour, dashes, mark = _look(number)
     axes.plot(
         _in_mib([nbytes for nbytes, _ in points]),
         [seconds for _, seconds in points],
-        color=SERIES[number % len(SERIES)],
-        ls=_DASHES[round_],
-        marker=_MARKS[round_],
+        color=colour,
+        ls=dashes,
+        marker=mark,
         ms=4,
         lw=1.4,
         label=name,
     )
+
+
+def _look(number: int) -> tuple[str, str, str]:
+    """The colour, the dashes and the mark of a policy."""
+    round_ = number // len(SERIES) % len(_MARKS)
+    return SERIES[number % len(SERIES)], _DASHES[round_], _MARKS[round_]
 
 
 def _finish(axes: "Axes", what: str, title: str) -> None:
@@ -234,6 +240,8 @@ _CURVES = 6
 """Cases whose curves still find room below the heat-map."""
 _FIGURES = 30
 """Columns whose cells are wide enough for figures."""
+_HATCH = "#c3c9d0"
+"""As in the page's style sheet."""
 
 
 def comparison_figure(comparison: Json) -> "Figure":
@@ -284,7 +292,7 @@ def _ghosts(
     foretold: list[tuple[int, float]],
 ) -> None:
     """Hollow marks for what was predicted, each tied to what was measured."""
-    colour, mark = SERIES[number % len(SERIES)], _MARKS[number // len(SERIES) % len(_MARKS)]
+    colour, _, mark = _look(number)
     for (peak, seconds), (said_peak, said_seconds) in zip(measured, foretold, strict=True):
         if not said_seconds:
             continue
@@ -324,22 +332,26 @@ def _heat(axes: "Axes", comparison: Json) -> None:
         policy, number = divmod(at, len(columns))
         plain = cases[columns[number]["case"]]["plain"]
         ratio = points["seconds"][at] / plain if plain else math.nan
-        fits, text, ink = state == "fits", "", "#606060"
-        colour = "white" if state in ("short", "") else HELD
-        if fits:
-            colour, text = HEAT[0 if math.isnan(ratio) else shade(ratio)], f"{ratio:.2f}"
-            ink = ink_on(colour)
-        hatch = "////" if state == "short" else None
-        edge = "#c3c9d0" if state == "short" else "white"
+        if state == "fits":
+            colour = HEAT[0 if math.isnan(ratio) else shade(ratio)]
+        else:
+            colour = "white" if state in ("short", "") else HELD
+        hatch, edge = ("////", _HATCH) if state == "short" else (None, "white")
         corner = (number - 0.5, policy - 0.5)
         axes.add_patch(
             Rectangle(corner, 1, 1, facecolor=colour, edgecolor=edge, hatch=hatch, lw=0.6)
         )
-        if text and len(columns) <= _FIGURES:
+        if state == "fits" and len(columns) <= _FIGURES:
             best = comparison["policies"][policy] in columns[number]["best"]
-            weight = "bold" if best else "normal"
             axes.text(
-                number, policy, text, color=ink, ha="center", va="center", fontsize=7, weight=weight
+                number,
+                policy,
+                f"{ratio:.2f}",
+                color=ink_on(colour),
+                ha="center",
+                va="center",
+                fontsize=7,
+                weight="bold" if best else "normal",
             )
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(len(comparison["policies"]) - 0.5, -0.5)
@@ -370,9 +382,9 @@ def _heat(axes: "Axes", comparison: Json) -> None:
     axes.set_xlabel("the step's time over that of the step that keeps everything, at each budget")
     names = ["no cost", *(f"to {bound}x" for bound in HEAT_BOUNDS[1:]), "more"]
     marks = [
-        Patch(facecolor=c, edgecolor="#c3c9d0", label=n) for c, n in zip(HEAT, names, strict=True)
+        Patch(facecolor=c, edgecolor=_HATCH, label=n) for c, n in zip(HEAT, names, strict=True)
     ]
-    marks.append(Patch(facecolor="white", edgecolor="#c3c9d0", hatch="////", label="does not fit"))
+    marks.append(Patch(facecolor="white", edgecolor=_HATCH, hatch="////", label="does not fit"))
     marks.append(Patch(facecolor=HELD, label="no plan"))
     axes.legend(
         handles=marks, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8
