@@ -47,6 +47,15 @@
   const swatch = (colour, kind = "") =>
     make("i", { className: kind, style: kind ? `border-color:${colour}` : `background:${colour}` });
 
+  /** A button in `host` for each of `values`, of which one is chosen: `chosen`, if that is given. */
+  function radios(host, name, values, choose, chosen) {
+    host.append(...values.map((value) => {
+      const input = make("input", { type: "radio", name, value, checked: value === chosen });
+      input.addEventListener("change", () => choose(value));
+      return make("label", {}, input, make("span", { textContent: value }));
+    }));
+  }
+
   const at = (number) => Math.round(number * 10) / 10;
 
   /** A box of lines beside the pointer, inside `host`; its top at `ceiling`, if that is given. */
@@ -147,11 +156,7 @@
 
     if (names.length > 1) {
       const group = `run-${panel.dataset.pictures}`;
-      panel.querySelector(".switch").append(...names.map((name) => {
-        const input = make("input", { type: "radio", name: group, checked: name === shown });
-        input.addEventListener("change", () => { shown = name; redraw(); });
-        return make("label", {}, input, make("span", { textContent: name }));
-      }));
+      radios(panel.querySelector(".switch"), group, names, (name) => { shown = name; redraw(); }, shown);
     }
 
     function redraw() {
@@ -671,11 +676,7 @@
       if (row >= 0 && row < policies.length && column >= 0 && column <= last) cell(row, shown[column]).focus();
     });
 
-    panel.querySelector(".switch").append(...["figures", "overview"].map((value) => {
-      const input = make("input", { type: "radio", name: "cells", value });
-      input.addEventListener("change", () => { wanted = value; redraw(); });
-      return make("label", {}, input, make("span", { textContent: value }));
-    }));
+    radios(panel.querySelector(".switch"), "cells", ["figures", "overview"], (value) => { wanted = value; redraw(); });
     for (const one of filters) {
       one.addEventListener("change", () => {
         redraw();
