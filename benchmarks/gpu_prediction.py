@@ -12,10 +12,8 @@ held before it had a model. Worst first; into `benchmarks/results/<device>.json`
 import argparse
 import gc
 import json
-import os
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from _children import last_said
 from _where import where, write
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -144,17 +143,9 @@ def keep(path: Path, key: str, value: Any) -> None:
 
 def in_process(task: str, name: str, size: str, machine: Path | None) -> dict[str, Any]:
     """What a task of `CHILDREN` returns in a fresh process; `failed` says why it returned nothing."""
-    command = [sys.executable, __file__, "--child", task, name, "--size", size]
-    if machine is not None:
-        command += ["--machine", str(machine)]
-    unseen = {"CUDA_VISIBLE_DEVICES": ""} if task == "predict" else {}
-    done = subprocess.run(
-        command, check=False, capture_output=True, text=True, env={**os.environ, **unseen}
-    )
-    if done.returncode:
-        return {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1]}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    beside = () if machine is None else ("--machine", str(machine))
+    unseen = {"CUDA_VISIBLE_DEVICES": ""} if task == "predict" else None
+    return last_said(__file__, "--child", task, name, "--size", size, *beside, environment=unseen)
 
 
 def calibrate(path: str, _size: str, _machine: Path | None) -> dict[str, Any]:

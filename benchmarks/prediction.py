@@ -17,8 +17,14 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.table import Table
 
+from _children import last_said
 from _where import where, write
-from penstock.zoo.workloads import Size
+from penstock.api import calibrate
+from penstock.ir.store import load
+from penstock.record.fake import record_fake
+from penstock.session import Session
+from penstock.simulate.roofline import priced
+from penstock.zoo.workloads import Size, names, workload
 from zoo import MIB, in_process
 
 SKIPPED = {"moe": "what it does depends on its data", "varying": "its shapes vary"}
@@ -30,19 +36,12 @@ def live_peak(trace: Any) -> int:
 
 
 def predicted(name: str, size: str, machine: Any) -> dict[str, Any]:
-    from penstock.record.fake import record_fake
-    from penstock.simulate.roofline import priced
-    from penstock.zoo.workloads import workload
-
     trace = priced(record_fake(lambda: workload(name, size).step, label=name), machine)
     return {"live": live_peak(trace), "peak": trace.peak + trace.slack, "seconds": trace.seconds}
 
 
 def recorded(name: str, size: str) -> dict[str, Any]:
     """The same of a real step; run it in a process of its own."""
-    from penstock.session import Session
-    from penstock.zoo.workloads import workload
-
     found: list[Any] = []
     work = workload(name, size)
     with Session("100%", policy="keep", tier="none", device="cpu", on_recorded=found.append):
@@ -64,16 +63,12 @@ def main() -> None:
     if options.recorded:
         print(json.dumps(recorded(options.recorded, options.size)))
         return
-    import penstock
-    from penstock.ir.store import load
-    from penstock.zoo.workloads import names
-
     console = Console(width=None if sys.stdout.isatty() else 160)
-    machine = load(options.machine) if options.machine else penstock.calibrate(tier="none")
+    machine = load(options.machine) if options.machine else calibrate(tier="none")
     rows = []
     for name in options.only or [one for one in names() if one not in SKIPPED]:
         plain = in_process(name, "none", "--size", options.size)
-        real = in_process("--recorded", name, "--size", options.size, script=__file__)
+        real = last_said(__file__, "--recorded", name, "--size", options.size)
         if failed := plain.get("failed") or real.get("failed"):
             console.print(f"{name}: {failed}")
             continue

@@ -12,18 +12,23 @@ With `--json`, rows of workloads that this run leaves out stay in the file, each
 import argparse
 import hashlib
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any, get_args
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
+from _children import last_said
 from _where import where, write
-from penstock.zoo.workloads import Size
+from penstock.api import fit
+from penstock.dispatch.resident import CpuMeter, TightAllocator, live_tensor_bytes
+from penstock.session import settle
+from penstock.zoo.workloads import Size, names, workload
 
 CHARTED = 3
 """Planned steps from which the session still learns."""
@@ -33,16 +38,10 @@ MIB = 2**20
 
 
 def child(name: str, size: str, budget: str | None, policy: str) -> dict[str, Any]:
-    """Run one workload; bits, seconds and peaks of its steps."""
-    import torch
-    from torch import Tensor
+    """Run one workload; bits, seconds and peaks of its steps.
 
-    import penstock  # noqa: F401  (asks torch for huge pages, here and in the plain run alike)
-    from penstock.api import fit
-    from penstock.dispatch.resident import CpuMeter, TightAllocator, live_tensor_bytes
-    from penstock.session import settle
-    from penstock.zoo.workloads import workload
-
+    Penstock asks torch for huge pages when it is imported: here for the plain run as well.
+    """
     settle()
     work = workload(name, size)  # type: ignore[arg-type]
     losses: list[list[float]] = []
@@ -102,20 +101,9 @@ def child(name: str, size: str, budget: str | None, policy: str) -> dict[str, An
 STEPS = 3 + CHARTED + MEASURED  # a step with two optimizers is recorded three times
 
 
-def in_process(*arguments: str, script: str | None = None) -> dict[str, Any]:
-    """What `child`, or another script, prints last in a process of its own."""
-    command = [script, *arguments] if script else [__file__, "--child", *arguments]
-    done = subprocess.run(
-        [sys.executable, *command],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"failed": last}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def in_process(*arguments: str) -> dict[str, Any]:
+    """What `child` returns in a process of its own."""
+    return last_said(__file__, "--child", *arguments)
 
 
 def row(name: str, plain: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
@@ -216,8 +204,6 @@ def main() -> None:
         asked = None if budget == "none" else budget
         print(json.dumps(child(name, options.size, asked, options.policy)))
         return
-    from penstock.zoo.workloads import names
-
     console = Console(width=None if sys.stdout.isatty() else 160)
     rows = []
     kept = earlier_rows(options) if options.json else {}
