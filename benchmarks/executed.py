@@ -27,13 +27,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from _steps import recorded
 from _where import where, write
 from penstock import policies
 from penstock.errors import PenstockError
 from penstock.ir.machine import Machine
 from penstock.ir.policy import Problem
 from penstock.ir.trace import Trace
-from penstock.session import Session
 from penstock.trials import Answer, Failed, Ran, Trial, attempt
 from penstock.zoo.architectures import parse
 from penstock.zoo.workloads import Size
@@ -63,21 +63,14 @@ def quickly(name: str) -> str:
 # -- budgets --------------------------------------------------------------------------------------
 
 
-def recorded(step: str) -> tuple[Trace, Machine]:
-    """The step as a session records it, and this machine."""
-    found: list[Trace] = []
-    run = parse(step).make()
-    with Session("100%", policy="keep", device="cpu", on_recorded=found.append) as session:
-        number = 0
-        while not found:
-            run(number)
-            number += 1
-    return found[0], session.machine
+def made_and_recorded(step: str) -> tuple[Trace, Machine]:
+    return recorded(parse(step).make(), tier=None)
 
 
 def in_process(step: str) -> tuple[Trace, Machine]:
+    """The step recorded as it runs here, and this machine."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(recorded, step).result()
+        return pool.submit(made_and_recorded, step).result()
 
 
 def least_share(trace: Trace, machine: Machine, policy: str) -> tuple[float, str]:

@@ -86,18 +86,12 @@ def recorded(name: str, size: str, on: str) -> Trace:
 
 def ran(name: str, size: str) -> Trace:
     """The step as it ran here, without the times."""
-    from penstock.session import Session
+    import _steps  # torch, which the processes that plan do without
     from penstock.zoo.workloads import workload
 
-    found: list[Trace] = []
-    work = workload(name, size)
-    with Session("100%", policy="keep", tier="none", device="cpu", on_recorded=found.append):
-        number = 0
-        while not found:
-            work.step(number)
-            number += 1
-    ops = (replace(op, seconds=0.0, host_seconds=0.0, workspace=0) for op in found[0].ops)
-    return replace(found[0], ops=tuple(ops), slack=0)
+    trace, _ = _steps.recorded(workload(name, size).step, tier="none")
+    ops = (replace(op, seconds=0.0, host_seconds=0.0, workspace=0) for op in trace.ops)
+    return replace(trace, ops=tuple(ops), slack=0)
 
 
 # -- points ---------------------------------------------------------------------------------------

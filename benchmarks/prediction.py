@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from _children import last_said
+from _steps import recorded
 from _where import where, write
 from penstock.api import calibrate
 from penstock.ir.store import load
 from penstock.record.fake import record_fake
-from penstock.session import Session
 from penstock.simulate.roofline import priced
 from penstock.zoo.workloads import Size, names, workload
 from zoo import MIB, in_process
@@ -40,16 +40,10 @@ def predicted(name: str, size: str, machine: Any) -> dict[str, Any]:
     return {"live": live_peak(trace), "peak": trace.peak + trace.slack, "seconds": trace.seconds}
 
 
-def recorded(name: str, size: str) -> dict[str, Any]:
+def ran(name: str, size: str) -> dict[str, Any]:
     """The same of a real step; run it in a process of its own."""
-    found: list[Any] = []
-    work = workload(name, size)
-    with Session("100%", policy="keep", tier="none", device="cpu", on_recorded=found.append):
-        number = 0
-        while not found:
-            work.step(number)
-            number += 1
-    return {"live": live_peak(found[0]), "peak": found[0].peak}
+    trace, _ = recorded(workload(name, size).step, tier="none")
+    return {"live": live_peak(trace), "peak": trace.peak}
 
 
 def main() -> None:
@@ -61,7 +55,7 @@ def main() -> None:
     parser.add_argument("--recorded", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.recorded:
-        print(json.dumps(recorded(options.recorded, options.size)))
+        print(json.dumps(ran(options.recorded, options.size)))
         return
     console = Console(width=None if sys.stdout.isatty() else 160)
     machine = load(options.machine) if options.machine else calibrate(tier="none")
