@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from penstock.errors import PenstockError, TraceError, UsageError, nearest
 from penstock.ir import store
@@ -35,7 +35,8 @@ __all__ = [
 ]
 
 _CHROME = (".perfetto.json", ".trace.json")
-_PICTURES: dict[str, Literal["png", "svg"]] = {".png": "png", ".svg": "svg"}
+_Form: TypeAlias = Literal["png", "svg"]
+_PICTURES: dict[str, _Form] = {".png": "png", ".svg": "svg"}
 _ENDINGS = (".html", ".json", *_CHROME, *_PICTURES)
 PAGES = (".html", ".json", *_PICTURES)
 """What a report can be that is no recording of one run."""
@@ -131,26 +132,16 @@ def save_report(path: Path, bodies: Sequence[Json], curve: Json | None) -> None:
 
 def save_curve(path: Path, curve: Json) -> None:
     """Write the curve from budget to step time: as a page, a picture or data."""
-    if path.suffix == ".html":
-        from penstock.report.html import page
+    from penstock.report.html import page
 
-        _write(path, page([], curve).encode())
-    elif (form := _PICTURES.get(path.suffix)) is not None:
-        _write(path, curve_image(curve, form))
-    else:
-        _write(path, _json(curve))
+    _write(path, _formed(path, curve, lambda: page([], curve), curve_image))
 
 
 def save_comparison(path: Path, comparison: Json) -> None:
     """Write what `comparison_of` made: as a page, a picture or data."""
-    if path.suffix == ".html":
-        from penstock.report.comparison_page import comparison_page
+    from penstock.report.comparison_page import comparison_page
 
-        _write(path, comparison_page(comparison).encode())
-    elif (form := _PICTURES.get(path.suffix)) is not None:
-        _write(path, comparison_image(comparison, form))
-    else:
-        _write(path, _json(comparison))
+    _write(path, _formed(path, comparison, lambda: comparison_page(comparison), comparison_image))
 
 
 def save_timeline(path: Path, problem: Problem, found: Outcome) -> None:
@@ -175,14 +166,24 @@ def _report(path: Path, session: Session, body: Json) -> bytes:
 
 def _drawn(path: Path, bodies: Sequence[Json]) -> bytes:
     """Documents as a page, or the first alone as a picture or data; the first may have a `curve`."""
-    first = bodies[0]
-    if path.suffix == ".html":
-        from penstock.report.html import page
+    from penstock.report.html import page
 
-        return page(bodies, first.get("curve")).encode()
+    first = bodies[0]
+    return _formed(path, first, lambda: page(bodies, first.get("curve")), image)
+
+
+def _formed(
+    path: Path,
+    body: Json,
+    page: Callable[[], str],
+    picture: Callable[[Json, _Form], bytes],
+) -> bytes:
+    """A page, a picture or data, as the end of the name says."""
+    if path.suffix == ".html":
+        return page().encode()
     if (form := _PICTURES.get(path.suffix)) is not None:
-        return image(first, form)
-    return _json(first)
+        return picture(body, form)
+    return _json(body)
 
 
 def _json(body: Json) -> bytes:
