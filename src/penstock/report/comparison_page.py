@@ -40,6 +40,12 @@ def _named(cases: Sequence[Json], what: str) -> str:
     return names.pop() if len(names) == 1 else ""
 
 
+def _several(cases: Sequence[Json]) -> dict[str, str]:
+    """What is not the same in all cases: its key, and what it is called."""
+    called = {"step": "step", "on": "machine"}
+    return {what: label for what, label in called.items() if not _named(cases, what)}
+
+
 def _asked(body: Json) -> str:
     """`30 policies, 20 steps, 3 machines, 4 budgets`."""
     cases = body["cases"]
@@ -114,9 +120,11 @@ def _some(names: Sequence[str], most: int = 3) -> str:
 def _table(head: Sequence[str], rows: Sequence[str], kind: str = "") -> str:
     """Rows are HTML; what is long scrolls inside its panel, also by the keyboard."""
     cells = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in head)
-    tall = " tall' tabindex='0' role='region' aria-label='table" * (len(rows) > _TALL)
+    frame = "class='wide'"
+    if len(rows) > _TALL:
+        frame = "class='wide tall' tabindex='0' role='region' aria-label='table'"
     return (
-        f"<div class='wide{tall}'><table class='{kind}'><thead><tr>{cells}</tr></thead>"
+        f"<div {frame}><table class='{kind}'><thead><tr>{cells}</tr></thead>"
         f"<tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table></div>"
     )
 
@@ -138,14 +146,13 @@ def _best(body: Json) -> str:
     cases = body["cases"]
     asked = list(dict.fromkeys(column["asked"] for column in body["columns"]))
     found = {(column["case"], column["asked"]): column for column in body["columns"]}
-    several = [what for what in ("step", "on") if not _named(cases, what)]
+    several = _several(cases)
     rows = [
         _cells(*(case[what] for what in several))
         + "".join(_answer(found.get((number, budget))) for budget in asked)
         for number, case in enumerate(cases)
     ]
-    heads = {"step": "step", "on": "machine"}
-    return _table([*(heads[what] for what in several), *asked], rows, "answers")
+    return _table([*several.values(), *asked], rows, "answers")
 
 
 def _answer(column: Json | None) -> str:
@@ -241,8 +248,7 @@ def _heat(cases: Sequence[Json]) -> str:
     """Where the script draws the heat-map, and says what the chosen cell came to."""
     filters = "".join(
         _select(label, what, ["", *dict.fromkeys(case[what] for case in cases)])
-        for label, what in (("step", "step"), ("machine", "on"))
-        if not _named(cases, what)
+        for what, label in _several(cases).items()
     )
     return (
         "<section class='panel' id='heat'><div class='heading'><h2>Every policy at every budget</h2>"
