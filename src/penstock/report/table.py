@@ -86,10 +86,10 @@ def comparison(entries: Sequence[Entry]) -> Table:
 
 def leaderboard(entries: Sequence[Entry]) -> Table:
     """Policies over many problems (each step on each machine at each budget), best first."""
-    problems = {entry.at: False for entry in entries}
-    problems |= {entry.at: True for entry in entries if entry.fits}
-    solved = sum(problems.values())
-    table = Table(title=f"{len(problems)} problems, of which {solved} are fitted by some policy")
+    problems = {entry.at for entry in entries}
+    solved = {entry.at for entry in entries if entry.fits}
+    title = f"{len(problems)} problems, of which {len(solved)} are fitted by some policy"
+    table = Table(title=title)
     for name in ("policy", "fits", "of plain", "of best", "wins", "no plan", "planning"):
         table.add_column(name, justify="left" if name == "policy" else "right")
     for standing in standings(entries):
