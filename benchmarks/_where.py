@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-__all__ = ["where", "write"]
+__all__ = ["earlier", "where", "write"]
 
 
 def where() -> dict[str, Any]:
@@ -29,6 +29,20 @@ def where() -> dict[str, Any]:
         "torch": version("torch"),
         "commit": asked.stdout.strip(),
     }
+
+
+def earlier(path: Path | None, **asked: object) -> dict[str, Any]:
+    """What a result file already says, each row with the commit that it is of.
+
+    Only an empty list of `rows` if there is no such file, or if it was asked something else.
+    """
+    if path is None or not path.exists():
+        return {"rows": []}
+    body: dict[str, Any] = json.loads(path.read_text())
+    if any(body[what] != value for what, value in asked.items()):
+        return {"rows": []}
+    rows = [{**row, "commit": row.get("commit", body["commit"])} for row in body["rows"]]
+    return {**body, "rows": rows}
 
 
 def write(path: Path, body: dict[str, Any]) -> None:

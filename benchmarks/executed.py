@@ -12,7 +12,6 @@ A row that FILE holds is not run again (`--again`: it is), so that portions (`--
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -28,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from _steps import recorded
-from _where import where, write
+from _where import earlier, where, write
 from penstock import policies
 from penstock.errors import PenstockError
 from penstock.ir.machine import Machine
@@ -201,17 +200,9 @@ def summary(rows: list[Row]) -> str:
     )
 
 
-# -- the file -------------------------------------------------------------------------------------
-
-
-def earlier(path: Path | None) -> dict[tuple[str, str], Row]:
+def known(path: Path | None) -> dict[tuple[str, str], Row]:
     """By policy and step, the rows that the file holds, if it is about this size."""
-    if path is None or not path.exists():
-        return {}
-    body = json.loads(path.read_text())
-    if body["size"] != SIZE:
-        return {}
-    return {(one["policy"], one["model"]): one for one in body["rows"]}
+    return {(one["policy"], one["model"]): one for one in earlier(path, size=SIZE)["rows"]}
 
 
 def main() -> None:
@@ -225,7 +216,7 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 200)
     texts = options.policy or [quickly(name) for name in policies.names()]
     ends = time.monotonic() + 60 * (options.minutes or 1e9)
-    rows = earlier(options.json)
+    rows = known(options.json)
     done: list[Row] = []
     for model in options.only:
         wanted = [text for text in texts if options.again or (text, model) not in rows]
@@ -244,7 +235,7 @@ def main() -> None:
             facts = {**where(), "size": SIZE}
             found |= {"commit": facts["commit"], "load": os.getloadavg()[0]}
             # Portions may run side by side.
-            rows = {**rows, **earlier(options.json), (text, model): found}
+            rows = {**rows, **known(options.json), (text, model): found}
             done.append(found)
             console.print(shown(done[-1:]))
             if options.json:

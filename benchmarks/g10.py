@@ -27,7 +27,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from _data import add_option, folder
-from _where import where, write
+from _where import earlier, where, write
 from penstock import policies
 from penstock.errors import PenstockError
 from penstock.interop.g10 import CLOCK, read_graph, read_kernels
@@ -264,14 +264,6 @@ def shown(row: Row) -> str:
     )
 
 
-def earlier(path: Path | None) -> tuple[dict[str, Row], dict[str, Row]]:
-    """Cases and rows that the file already holds, by name and by what was asked."""
-    if path is None or not path.exists():
-        return {}, {}
-    body = json.loads(path.read_text())
-    return body["cases"], {key(row): {"commit": body["commit"], **row} for row in body["rows"]}
-
-
 def key(row: Row) -> str:
     return f"{row['case']} {row['policy']} {row['budget']:g} {row['faster']:g}"
 
@@ -289,7 +281,9 @@ def main() -> None:
     answers = graphs.parents[1] / "peer-results" / "g10.json"
     known = json.loads(answers.read_text()) if answers.exists() else {"instances": [], "reruns": []}
     published = {f"{one['model']}_{one['batch']}": one for one in known["instances"]}
-    cases, kept = earlier(given.json)
+    before = earlier(given.json)
+    cases: dict[str, Row] = before.get("cases", {})
+    kept: dict[str, Row] = {key(row): row for row in before["rows"]}
     about = where()
     for name in given.only:
         cases[name] = case = facts(graphs, name, published.get(name))

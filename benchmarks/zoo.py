@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor
 
 from _children import last_said
-from _where import where, write
+from _where import earlier, where, write
 from penstock.api import fit
 from penstock.dispatch.resident import CpuMeter, TightAllocator, live_tensor_bytes
 from penstock.session import settle
@@ -179,16 +179,6 @@ def shown(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def earlier_rows(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """By workload, what the file already says, if it was asked the same."""
-    if not options.json.exists():
-        return {}
-    body = json.loads(options.json.read_text())
-    if (body["asked"], body["size"]) != (options.budget, options.size):
-        return {}
-    return {row["name"]: {"commit": body["commit"], **row} for row in body["rows"]}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--budget", default="60%")
@@ -206,7 +196,8 @@ def main() -> None:
         return
     console = Console(width=None if sys.stdout.isatty() else 160)
     rows = []
-    kept = earlier_rows(options) if options.json else {}
+    before = earlier(options.json, asked=options.budget, size=options.size)
+    kept = {row["name"]: row for row in before["rows"]}
     for name in options.only or names():
         plain = in_process(name, "none", *common)
         run = in_process(name, options.budget, *common)
