@@ -10,7 +10,6 @@ the first frame with content was on the screen.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from _where import where
+from _where import where, write
 from penstock import policies
 from penstock.ir.machine import Device as Accelerator
 from penstock.ir.machine import Link, Machine, Tier
@@ -110,7 +109,7 @@ def main() -> None:
         for name, value in row.items():
             print(f"{name:>20}  {value:,}" if isinstance(value, int) else f"{name:>20}  {value}")
     if given.out is not None:
-        given.out.write_text(json.dumps({"where": where(), **rows}, indent=1) + "\n")
+        write(given.out, {"where": where(), **rows})
 
 
 def figures(made: Callable[[], str], repeat: int) -> dict[str, Any]:

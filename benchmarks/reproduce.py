@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from _where import where
+from _where import where, write
 from penstock import policies
 from penstock.errors import PenstockError
 from penstock.ir.machine import Machine
@@ -220,7 +220,7 @@ def main() -> None:
         jobs = {pool.submit(answer, claim): claim for claim in asked}
         for done in bar.track(as_completed(jobs), total=len(jobs), description="asking"):
             kept[_key(jobs[done])] = {"ours": done.result(), "commit": commit}
-            RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+            write(RESULTS, kept)
     PAGE.write_text(page(claims, kept))
     console.print(f"{len(kept)} of {len(claims)} claims in {PAGE.relative_to(ROOT)}")
 
