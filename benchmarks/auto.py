@@ -70,7 +70,7 @@ def rows(found: list[Point]) -> Iterator[dict[str, Any]]:
     """By policy: how often it is better than auto, how often worse, and by how much."""
     for name in sorted({rival.policy for point in found for rival in point.rivals}):
         ratios = [p.behind(r) for p in found for r in p.rivals if r.policy == name]
-        both = [ratio for ratio in ratios if 0.0 < ratio < float("inf")]
+        both = comparable(ratios)
         yield {
             "policy": name,
             "points": len(ratios),
@@ -78,13 +78,23 @@ def rows(found: list[Point]) -> Iterator[dict[str, Any]]:
             "worse_than_auto": sum(ratio < 1 - TOLERANCE for ratio in ratios),
             "misses_where_auto_fits": sum(ratio == 0.0 for ratio in ratios),
             "most_better": max(both, default=1.0),
-            "mean": exp(sum(map(log, both)) / len(both)) if both else 1.0,
+            "mean": mean(both),
         }
+
+
+def comparable(ratios: list[float]) -> list[float]:
+    """Those where both fit, or miss by the same bytes."""
+    return [ratio for ratio in ratios if 0.0 < ratio < float("inf")]
+
+
+def mean(ratios: list[float]) -> float:
+    """The geometric mean; 1 of none."""
+    return exp(sum(map(log, ratios)) / len(ratios)) if ratios else 1.0
 
 
 def summary(found: list[Point]) -> dict[str, Any]:
     against = [point.behind(point.best) for point in found]
-    both = [ratio for ratio in against if 0.0 < ratio < float("inf")]
+    both = comparable(against)
     seconds = [point.auto.took for point in found]
     return {
         "points": len(found),
@@ -92,7 +102,7 @@ def summary(found: list[Point]) -> dict[str, Any]:
         "better_than_best_single": sum(ratio < 1 - TOLERANCE for ratio in against),
         "most_worse": max(both, default=1.0),
         "most_better": min(both, default=1.0),
-        "mean": exp(sum(map(log, both)) / len(both)) if both else 1.0,
+        "mean": mean(both),
         "planning_median": median(seconds),
         "planning_most": max(seconds),
         "planning_most_a_thousand_ops": max(p.auto.took / max(p.ops, 1000) * 1000 for p in found),
