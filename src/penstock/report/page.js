@@ -374,7 +374,7 @@
       const width = host.clientWidth, narrow = width < 560;
       const left = narrow ? 44 : 62, right = width - 12, top = 12, height = narrow ? 240 : 330;
       const ghosts = every.flatMap(([, , , ghost]) => (ghost ? [ghost] : []));
-      const bytes = [...every, ...ghosts].map(([nbytes]) => nbytes), times = [...every, ...ghosts].map(([, time]) => time);
+      const shown = [...every, ...ghosts], bytes = shown.map(([nbytes]) => nbytes), times = shown.map(([, time]) => time);
       if (found.plain) times.push(found.plain);
       const least = Math.min(...bytes), most = Math.max(...bytes), span = most - least || most || 1;
       const fastest = Math.min(...times), slowest = Math.max(...times);
@@ -411,10 +411,10 @@
         const y = at(Y(found.plain));
         draw(svg, "line", { class: "plain", x1: left, x2: right, y1: y, y2: y });
       }
-      const best = found.front;
-      if (best.length) {
+      const { front } = found;
+      if (front.length) {
         draw(svg, "path", { class: "front",
-          d: outline(best.map(([nbytes]) => nbytes), best.map(([, time]) => time), most, X, Y) });
+          d: outline(front.map(([nbytes]) => nbytes), front.map(([, time]) => time), most, X, Y) });
       }
       for (const { points, n } of policies) {
         const group = draw(svg, "g", { class: "series" });
@@ -475,10 +475,11 @@
     return show;
   }
 
-  /** `1.45x`; empty where there is nothing to compare with. */
-  const times = (seconds, plain) => (plain ? `${(seconds / plain).toFixed(seconds < 100 * plain ? 2 : 0)}x` : "");
-  const ofPlain = (seconds, plain) =>
-    `${duration(seconds)} a step${plain ? `, ${times(seconds, plain)} the step without a budget` : ""}`;
+  /** `2 s a step, 1.45x the step without a budget`; the first alone where there is nothing to compare with. */
+  function ofPlain(seconds, plain) {
+    const said = `${duration(seconds)} a step`;
+    return plain ? `${said}, ${(seconds / plain).toFixed(seconds < 100 * plain ? 2 : 0)}x the step without a budget` : said;
+  }
 
   /** The curve of one step over budgets. */
   function byBudget({ plain, policies, front }) {
