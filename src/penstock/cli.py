@@ -335,7 +335,8 @@ def compare(
     from penstock import policies
     from penstock.leaderboard import Case
     from penstock.leaderboard import compare as compared
-    from penstock.report.files import PAGES, check
+    from penstock.report.comparison import comparison_of
+    from penstock.report.files import PAGES, check, save_comparison
     from penstock.sizes import parse_budget
     from penstock.source import step_and_machine
 
@@ -356,8 +357,9 @@ def compare(
             raise UsageError("--execute measures on this machine; leave -m out")
         from penstock.trials import execute as executed
 
+        count = len(steps)
         with _bar() as bar:
-            task = bar.add_task("running", total=len(steps) * len(budgets) * len(names))
+            task = bar.add_task("running", total=count * len(budgets) * len(names))
             found = executed(
                 steps,
                 budgets,
@@ -366,27 +368,29 @@ def compare(
                 limit=limit or 600.0,
                 told=lambda _: bar.advance(task),
             )
-        _show_comparison(found, len(steps), len(steps) * len(budgets))
-        _report_comparison(reports, found, measured=True)
-        return
-    machines: list[str | None] = [*dict.fromkeys(machine)] if machine else [None]
-    cases = []
-    for step, on in product(steps, machines):
-        recorded, described = step_and_machine(step, on)
-        cases.append(Case(step, on or described.device.name, recorded, described))
-    with _bar() as bar:
-        task = bar.add_task("planning", total=len(cases) * len(budgets) * len(names))
-        found = compared(
-            cases,
-            [parse_budget(text) for text in budgets],
-            names,
-            results=output,
-            processes=processes,
-            limit=limit or 120.0,
-            told=lambda _: bar.advance(task),
-        )
-    _show_comparison(found, len(cases), len(cases) * len(budgets))
-    _report_comparison(reports, found, measured=False)
+    else:
+        machines: list[str | None] = [*dict.fromkeys(machine)] if machine else [None]
+        cases = []
+        for step, on in product(steps, machines):
+            recorded, described = step_and_machine(step, on)
+            cases.append(Case(step, on or described.device.name, recorded, described))
+        count = len(cases)
+        with _bar() as bar:
+            task = bar.add_task("planning", total=count * len(budgets) * len(names))
+            found = compared(
+                cases,
+                [parse_budget(text) for text in budgets],
+                names,
+                results=output,
+                processes=processes,
+                limit=limit or 120.0,
+                told=lambda _: bar.advance(task),
+            )
+    _show_comparison(found, count, count * len(budgets))
+    if reports:
+        body = comparison_of(found, measured=execute)
+        for path in reports:
+            save_comparison(path, body)
 
 
 def _show_comparison(found: "list[Entry]", cases: int, problems: int) -> None:
@@ -396,15 +400,6 @@ def _show_comparison(found: "list[Entry]", cases: int, problems: int) -> None:
         _out.print(comparison(found))
     if problems > 1:
         _out.print(leaderboard(found))
-
-
-def _report_comparison(paths: list[Path], found: "list[Entry]", *, measured: bool) -> None:
-    from penstock.report.comparison import comparison_of
-    from penstock.report.files import save_comparison
-
-    body = comparison_of(found, measured=measured) if paths else {}
-    for path in paths:
-        save_comparison(path, body)
 
 
 @app.command()
