@@ -2,8 +2,8 @@
 
 import pytest
 
+from hosts import host
 from penstock import policies
-from penstock.ir.machine import Device, Link, Machine, Tier
 from penstock.ir.policy import Problem
 from penstock.policies.auto import Auto
 from penstock.solve.best import outcome
@@ -13,13 +13,8 @@ MIB = 2**20
 TRACE = chain(24, "4M", "1s")
 ASKED = Auto().asked()
 
-
-def machine(rate):
-    return Machine(Device("cpu", 2**40), (Tier("disk", 2**40, Link(rate), Link(rate)),))
-
-
 # A link that carries one layer's value in the time of three.
-PART = Problem(TRACE, machine(4 * MIB / 3), 36 * MIB)
+PART = Problem(TRACE, host(4 * MIB / 3), 36 * MIB)
 
 
 def test_where_copies_hide_only_in_part_it_beats_all_that_it_asks():
@@ -44,14 +39,14 @@ def test_a_blend_that_gains_little_is_not_taken():
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_that_fits_is_left_alone(step):
-    problem = Problem(STEPS[step], machine(MIB), STEPS[step].peak)
+    problem = Problem(STEPS[step], host(MIB), STEPS[step].peak)
     assert Auto()(problem).decisions == ()
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_machine_without_tiers_is_planned_too(step):
     trace = STEPS[step]
-    problem = Problem(trace, machine(MIB).with_tiers(), int(0.8 * trace.peak))
+    problem = Problem(trace, host(MIB).with_tiers(), int(0.8 * trace.peak))
     found = outcome(problem, Auto()(problem))
     assert found.plan.swaps == ()
     assert found.rank <= policies.ask(policies.configured("chen"), problem).rank

@@ -7,8 +7,8 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hosts import host
 from penstock import policies
-from penstock.ir.machine import Device, Link, Machine, Tier
 from penstock.ir.plan import Plan, Recompute, check
 from penstock.ir.policy import Problem
 from penstock.solve.best import outcome
@@ -19,13 +19,8 @@ from strategies import plans, problems
 MIB = 2**20
 TRACE = chain(24, "4M", "1s")
 
-
-def machine(rate):
-    return Machine(Device("cpu", 2**40), (Tier("disk", 2**40, Link(rate), Link(rate)),))
-
-
 # A link that carries one layer's value in the time of three.
-PROBLEM = Problem(TRACE, machine(4 * MIB / 3), 36 * MIB)
+PROBLEM = Problem(TRACE, host(4 * MIB / 3), 36 * MIB)
 
 
 def answers(problem, *names):
@@ -42,7 +37,7 @@ def test_of_remakes_of_one_worth_what_is_away_for_longest_comes_first():
 
 def test_what_frees_more_bytes_a_second_comes_first():
     trace = STEPS["skips"]
-    problem = Problem(trace, machine(MIB), trace.peak // 2)
+    problem = Problem(trace, host(MIB), trace.peak // 2)
     for kind in families(problem, answers(problem, "chen", "capuchin")):
         worth = []
         for together in kind.passes:
@@ -92,7 +87,7 @@ def test_no_time_or_few_tries_still_give_an_answer(problem, evaluations):
 
 
 def test_swaps_that_need_not_be_are_left_out():
-    problem = Problem(TRACE, machine(MIB), 2 * TRACE.peak)
+    problem = Problem(TRACE, host(MIB), 2 * TRACE.peak)
     (moving,) = answers(problem, "swap-all")
     assert moving.plan.swaps
     found = retimed(problem, moving, until=math.inf)
@@ -102,7 +97,7 @@ def test_swaps_that_need_not_be_are_left_out():
 
 def test_what_came_too_late_comes_earlier():
     """The link is as fast as the layers, so copies hide; but all are called for when they are needed."""
-    problem = Problem(TRACE, machine(8 * MIB), 60 * MIB)
+    problem = Problem(TRACE, host(8 * MIB), 60 * MIB)
     (good,) = answers(problem, "belady")
     late = replace(
         good.plan,

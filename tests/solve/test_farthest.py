@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.ir.machine import Device, Link, Machine, Tier
+from hosts import host
 from penstock.ir.plan import Plan, Recompute, Swap, check
 from penstock.ir.policy import Problem
 from penstock.solve.best import outcome
@@ -15,7 +15,7 @@ from strategies import plans, problems
 
 MIB = 2**20
 TRACE = chain(12, "4M", "1s")
-MACHINE = Machine(Device("cpu", 2**40), (Tier("disk", 2**40, Link(64 * MIB), Link(64 * MIB)),))
+MACHINE = host(64 * MIB)
 GAPS = {gap.value: gap for gap in TRACE.saved_gaps()}
 """By value; the value of layer n is n + 1, for 0 is the input."""
 
@@ -58,7 +58,7 @@ def test_what_is_given_stays_and_the_plan_is_valid(problem, data):
 
 def test_swaps_that_leave_room_for_all_they_bring_back_stay_as_they_are():
     wanted = [
-        Swap(GAPS[value], "disk", GAPS[value].start + 1, GAPS[value].stop - 1) for value in (1, 2)
+        Swap(GAPS[value], "host", GAPS[value].start + 1, GAPS[value].stop - 1) for value in (1, 2)
     ]
     plan = completed(Problem(TRACE, MACHINE, TRACE.peak - 8 * MIB), wanted, 1)
     assert set(plan.decisions) == set(wanted)

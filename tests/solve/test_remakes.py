@@ -1,6 +1,6 @@
 """When dropped values are remade, and together with which others."""
 
-from penstock.ir.machine import Device, Link, Machine, Tier
+from hosts import host
 from penstock.ir.plan import Plan, Recompute, Swap, check
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
@@ -20,7 +20,7 @@ from penstock.solve.remakes import (
 from steps import FED_BY_DEAD, chain
 
 TRACE = chain(6, "4M", "1s")
-MACHINE = Machine(Device("cpu", 2**40), (Tier("disk", 2**40, Link(1.0), Link(1.0)),))
+MACHINE = host(1.0)
 GAPS = list(TRACE.saved_gaps())
 FIRST, SECOND, THIRD = GAPS[:3]
 
@@ -43,7 +43,7 @@ def test_one_by_one_each_is_remade_when_it_is_needed():
 def test_what_would_start_from_something_gone_is_given_back():
     h, k = Gap(1, 1, 5), Gap(2, 2, 4)
     assert remade_at_need(Plan(), FED_BY_DEAD, [k]) == ([Recompute(k, 4)], [])
-    away = Plan((Swap(h, "disk", 2, 5),))
+    away = Plan((Swap(h, "host", 2, 5),))
     assert remade_at_need(away, FED_BY_DEAD, [k]) == ([], [k])
 
 
@@ -53,7 +53,7 @@ def test_what_starts_from_values_that_stay_can_be_remade_by_itself():
 
 def test_what_starts_from_a_value_that_is_sent_away_cannot():
     k, h = Gap(2, 2, 4), Gap(1, 1, 5)
-    away = Plan((Swap(h, "disk", 2, 5),))
+    away = Plan((Swap(h, "host", 2, 5),))
     assert alone(Problem(FED_BY_DEAD, MACHINE, 0), [k]) == [k]
     assert alone(Problem(FED_BY_DEAD, MACHINE, 0, away), [k]) == []
 
@@ -135,5 +135,5 @@ def test_what_a_remake_starts_from_may_be_away_until_then():
     assert SECOND not in back
     bare = Problem(TRACE, MACHINE, 0)
     assert list(swappable(bare, 1)) == list(bare.free_gaps())
-    swap = Swap(FIRST, "disk", FIRST.start + 1, back[FIRST])
+    swap = Swap(FIRST, "host", FIRST.start + 1, back[FIRST])
     check(TRACE, problem.given.plus([swap]))
