@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-# They need a GPU, and an hour; inputs that nobody here wrote (--data, or PENSTOCK_DATA); half a day; and an
-# hour again.
+# Beside `make bench`: what needs a GPU (two), an hour (reproduce, executed) or half a day (grid); and exams
+# on inputs that nobody here wrote (--data, or PENSTOCK_DATA).
 ALONE := benchmarks/gpu.py benchmarks/gpu_prediction.py benchmarks/reproduce.py benchmarks/grid.py \
 	benchmarks/executed.py
 EXAMS := benchmarks/chains.py benchmarks/g10.py benchmarks/harmony.py benchmarks/offsets.py
