@@ -197,6 +197,7 @@ def evictions(log: Log) -> Iterator[tuple[int, bool]]:
         ("cuda:1", "cuda:0", False),
         ("cuda:1", "cuda", True),
         ("cpu", "cpu", True),
+        ("cpu", "cpu:0", True),
         ("cpu", "cuda:0", False),
     ],
 )

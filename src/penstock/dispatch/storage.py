@@ -50,9 +50,14 @@ def key_of(storage: UntypedStorage) -> int:
 
 
 def lies_on(tensor: Tensor | UntypedStorage, device: torch.device) -> bool:
-    """Is it on `device`? One without an index stands for all of its type."""
+    """Is it on `device`? Where one of the two has no index, all of their type count.
+
+    A tensor on the CPU has none, even if it was made on `cpu:0`.
+    """
     there = tensor.device
-    return there.type == device.type and device.index in (None, there.index)
+    if there.type != device.type:
+        return False
+    return there.index == device.index or there.index is None or device.index is None
 
 
 class StorageRef(weakref.ref[UntypedStorage]):
