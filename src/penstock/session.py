@@ -419,8 +419,7 @@ class Session:
         Not what a GPU's allocator keeps for later: that it gives back when it needs to.
         """
         away = self.engine.manager.resident_bytes_away()
-        held = self.meter.used() - self.engine.base - self.engine.footprint()
-        return max(0, held - (self._recorder.live_bytes() - away))
+        return max(0, self.engine.used() - (self._recorder.live_bytes() - away))
 
     # -- what it leaves ------------------------------------------------------------------------
 
