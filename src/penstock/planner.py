@@ -81,14 +81,14 @@ class Planner:
         return next((course for course in self.courses if course.program is program), None)
 
     def learn(
-        self, course: Course, log: Log, measured: Timeline, peak: int, lacked: int, budget: int
+        self, course: Course, log: Log, measured: Timeline, needed: int, lacked: int, budget: int
     ) -> None:
-        """A step of `course` was followed and charted; the device held `peak` bytes at most."""
+        """A step of `course` was followed and charted, in `needed` bytes."""
         is_first = not course.seconds
         course.seconds.append(log.seconds())
         self.machine = log.rates(self.machine)
         # If something was evicted that the plan had room for, it had less by what it lacked.
-        more = lacked or peak - measured.peak
+        more = lacked or needed - measured.peak
         self._plan_again(course, course.slack + more, budget, keep=not is_first and not lacked)
 
     def weigh(self, course: Course, slack: int, budget: int) -> None:
