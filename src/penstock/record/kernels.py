@@ -23,8 +23,6 @@ __all__ = ["scratch_on_gpu", "with_scratch"]
 _LAYER = torch.ops.aten.mkldnn_rnn_layer.default
 _SCRATCH = 3  # its place among the layer's outputs
 _SHORT = (32, 64)  # steps of the sequences that are really run
-
-
 _SOFTMAX_BACKWARD = torch.ops.aten._softmax_backward_data.default
 _LOG_SOFTMAX_BACKWARD = torch.ops.aten._log_softmax_backward_data.default
 
@@ -33,16 +31,13 @@ def scratch_on_gpu(func: OpOverload, args: tuple[Any, ...]) -> int:
     """Bytes that a call on fake tensors of a GPU would take while it runs, as far as its source says."""
     if func not in (_SOFTMAX_BACKWARD, _LOG_SOFTMAX_BACKWARD) or args[0].numel() == 0:
         return 0
-    gradient, output = args[:2]
+    gradient: Tensor = args[0]
+    output: Tensor = args[1]
     product = 0
     if func is _SOFTMAX_BACKWARD:
         gradient = gradient * output
-        product = _nbytes(gradient)
-    return product + sum(_nbytes(one) for one in (gradient, output) if not one.is_contiguous())
-
-
-def _nbytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+        product = gradient.nbytes
+    return product + sum(one.nbytes for one in (gradient, output) if not one.is_contiguous())
 
 
 def with_scratch(func: OpOverload, args: tuple[Any, ...], result: Any) -> Any:
