@@ -167,7 +167,7 @@ def compile_program(
     bound_from = min(max((schedule.budget or 1 << 30) // _BOUND_SHARE, MOVABLE_FROM), 1 << 20)
     bound.update(v.id for v in trace.values if v.nbytes >= bound_from)
     instructions: list[Instruction | None] = []
-    late: defaultdict[OpIndex, list[Numbered]] = defaultdict(list)  # evictions by the op before
+    late: defaultdict[OpIndex, list[Numbered]] = defaultdict(list)  # evictions, by what they follow
     for op, around in zip(trace.ops, schedule.around, strict=True):
         before = tuple(_not_too_soon(around.before, op.index - 1, late))
         after = tuple(_not_too_soon(around.after, op.index, late))
