@@ -74,7 +74,7 @@ class CpuMeter:
         return self.resident()
 
     def peak(self) -> int:
-        return max(self._highest, self.recent_peak())
+        return max(self._highest, self.recent_needed())
 
     def needed(self) -> int:
         return self.peak()
@@ -84,16 +84,12 @@ class CpuMeter:
         os.pwrite(self._clear, b"5", 0)
 
     def recent_needed(self) -> int:
-        return self.recent_peak()
-
-    def recent_peak(self) -> int:
-        """The most bytes held since `restart`."""
         status = os.pread(self._status, 8192, 0)
         at = status.index(b"VmHWM:") + 6
         return int(status[at : status.index(b"kB", at)]) * 1024
 
     def restart(self) -> None:
-        self._highest = max(self._highest, self.recent_peak())
+        self._highest = self.peak()
         os.pwrite(self._clear, b"5", 0)
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone by then

@@ -92,7 +92,7 @@ class CpuStopwatch:
         start = time.perf_counter()
         result = func(*args, **kwargs)
         seconds = time.perf_counter() - start
-        peak, after = self._meter.recent_peak(), self._meter.resident()
+        peak, after = self._meter.recent_needed(), self._meter.resident()
         return result, Cost(lambda: seconds, peak - before, after - before)
 
 
