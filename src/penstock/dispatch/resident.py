@@ -14,6 +14,8 @@ from typing import Protocol
 
 import torch
 
+from penstock.dispatch.storage import lies_on
+
 __all__ = [
     "CpuMeter",
     "CudaMeter",
@@ -197,7 +199,7 @@ def live_tensor_bytes(device: torch.device) -> int:
     storages: dict[int, int] = {}
     for found in gc.get_objects():
         # Asking an arbitrary object for its class may run code of its own; `type` does not.
-        if issubclass(type(found), torch.Tensor) and found.device.type == device.type:
+        if issubclass(type(found), torch.Tensor) and lies_on(found, device):
             try:
                 storage = found.untyped_storage()
                 storages[storage._cdata] = storage.nbytes()
