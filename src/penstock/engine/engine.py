@@ -763,10 +763,9 @@ class Engine:
         """If a call is about to overwrite what dropped values are remade from, remake them first; if
         it is what is being copied out ahead, that copy is worth nothing.
         """
-        facts = facts_of(func)
-        if not (self._guarded or self._ahead) or not (facts.mutates or facts.secret_writes):
+        if not (self._guarded or self._ahead):
             return
-        for tensor in facts.written(args, kwargs):
+        for tensor in facts_of(func).written(args, kwargs):
             key = key_of(storage_of(tensor))
             if (copied := self._ahead.get(key)) is not None:
                 self.manager.call_off(copied)
