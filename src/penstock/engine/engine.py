@@ -388,15 +388,11 @@ class Engine:
                 break
             bound = self._bound.get(value)
             self._marks.append(bound.nbytes if bound is not None else 0)
-        if (
-            self._marks
-            == [program.trace.values[v].nbytes for _, v in program.marks][: len(self._marks)]
-        ):
+        if self._marks == program.marked_sizes[: len(self._marks)]:
             return
         for other in self.candidates:
-            sizes = [other.trace.values[v].nbytes for _, v in other.marks]
             same_start = other.funcs[: self._index] == program.funcs[: self._index]
-            if same_start and self._marks == sizes[: len(self._marks)]:
+            if same_start and self._marks == other.marked_sizes[: len(self._marks)]:
                 self._enter(other, self._index)
                 return
         self._fall_back("the step has another shape than any recorded one")
@@ -877,8 +873,8 @@ class Engine:
         if lacking > 0:
             # `_index` is the op after the one that is being prepared. What was touched longest ago
             # would be wrong here: in backward and in the optimizer that is often what comes next.
-            is_known = self.is_following
-            self._evict(self._farthest(self._index - 1) if is_known else self._oldest(), lacking)
+            victims = self._farthest(self._index - 1) if self.is_following else self._oldest()
+            self._evict(victims, lacking)
 
     def _room_at_any_rate(self, nbytes: int) -> None:
         """There was no memory for a copy in, whatever the budget says: what is free is in pieces."""
