@@ -492,18 +492,21 @@
 
   // -- a comparison -------------------------------------------------------------------------
 
+  /** Where in the lists of points that of a policy and a column stands. */
+  const placeOf = ({ columns }, p, c) => p * columns.length + c;
+  /** The step and the machine of a column. */
+  const caseOf = ({ cases, columns }, c) => cases[columns[c].case];
+
   function comparison(board) {
     const { cases, columns, policies, points, problems } = board;
-    const place = (p, c) => p * columns.length + c;
-    const caseOf = (c) => cases[columns[c].case];
     const share = (nbytes, of) => (of ? `${Math.round((100 * nbytes) / of)}%` : "");
     const counted = (n, what) => n && `${grouped(n, 0)} ${what}${n === 1 ? "" : "s"}`;
     const listed = (...parts) => parts.filter(Boolean).join(", ");
 
     /** The figures of a cell, or the reason why there are none, as lines. */
     function told(p, c) {
-      const n = place(p, c), of = (name) => points[name]?.[n] ?? 0;
-      const { budget, asked } = columns[c], { step, on, plain, full } = caseOf(c);
+      const n = placeOf(board, p, c), of = (name) => points[name]?.[n] ?? 0;
+      const { budget, asked } = columns[c], { step, on, plain, full } = caseOf(board, c);
       const room = [asked, asked === mib(budget) || !budget ? "" : `(${mib(budget)})`].filter(Boolean).join(" ");
       const lines = [`${policies[p]} at ${room}`, board.measured ? `${step}, ${on}` : `${step} on ${on}`];
       const state = points.state[n];
@@ -537,8 +540,8 @@
       const own = columns.flatMap((column, c) => (column.case === number ? [c] : []));
       drawCurve({
         plain, front, axis: "peak", limits: own.map((c) => columns[c].budget), limitsAre: "budgets",
-        policies: policies.map((name, p) => ({ name, points: own.filter((c) => points.state[place(p, c)] === "fits").map((c) => {
-          const n = place(p, c), foretold = points.foretold?.[n];
+        policies: policies.map((name, p) => ({ name, points: own.filter((c) => points.state[placeOf(board, p, c)] === "fits").map((c) => {
+          const n = placeOf(board, p, c), foretold = points.foretold?.[n];
           return [points.peak[n], points.seconds[n], told(p, c), foretold ? [points.foretold_peak[n], foretold] : undefined];
         }) })),
       });
@@ -555,28 +558,28 @@
   /** The table of policies by columns, with a colour for each slowdown. A cell that is chosen calls `choose`
    *  with its case. */
   function heat(panel, board, told, choose) {
-    const { cases, columns, policies, points } = board;
+    const { columns, policies, points } = board;
     const host = panel.querySelector(".map"), moment = panel.querySelector(".moment");
     const filters = [...panel.querySelectorAll("select")];
     const SMALL = 3, FIGURES = 38, WIDEST = 78; // pixels of a cell
     let wanted = null, shown = [];
 
-    const slowdown = (n, c) => (cases[columns[c].case].plain ? points.seconds[n] / cases[columns[c].case].plain : NaN);
+    const slowdown = (n, { plain }) => (plain ? points.seconds[n] / plain : NaN);
     const shade = (ratio) => { const n = DATA.heat.findIndex((bound) => ratio < bound); return n < 0 ? DATA.heat.length : n; };
     const figure = (ratio) => (Number.isNaN(ratio) ? "?" : ratio < 10 ? ratio.toFixed(2) : ratio < 100 ? ratio.toFixed(1) : ratio.toFixed(0));
 
     /** What a cell shows: its classes and its text. */
     function seen(p, c) {
-      const n = p * columns.length + c, { budget, best, case: of } = columns[c];
+      const n = placeOf(board, p, c), { budget, best } = columns[c], of = caseOf(board, c);
       switch (points.state[n]) {
         case "fits": {
-          const ratio = slowdown(n, c), cut = points.cut[n];
+          const ratio = slowdown(n, of), cut = points.cut[n];
           const classes = [`h${Number.isNaN(ratio) ? 0 : shade(ratio)}`, cut && "cut", best.includes(policies[p]) && "won"];
           return [classes.filter(Boolean).join(" "), `${cut ? "~" : ""}${figure(ratio)}`];
         }
         case "short": {
-          const least = points.least[n], full = cases[of].full;
-          return ["short", least <= budget ? "tier" : full ? `≥${Math.ceil((100 * least) / full)}%` : "no"];
+          const least = points.least[n];
+          return ["short", least <= budget ? "tier" : of.full ? `≥${Math.ceil((100 * least) / of.full)}%` : "no"];
         }
         case "late": return ["late", "time"];
         case "none": return ["none", "×"];
@@ -602,8 +605,8 @@
 
     function redraw() {
       const [step, on] = ["step", "on"].map((what) => filters.find((one) => one.dataset.of === what)?.value ?? "");
-      shown = columns.flatMap((column, c) => {
-        const of = cases[column.case];
+      shown = columns.flatMap((_, c) => {
+        const of = caseOf(board, c);
         return (!step || of.step === step) && (!on || of.on === on) ? [c] : [];
       });
       const width = panel.querySelector(".beside").clientWidth, names = width < 560 ? 92 : 112;
@@ -611,7 +614,7 @@
       const small = (wanted ?? (room >= FIGURES ? "figures" : "overview")) === "overview";
       const size = small ? Math.max(SMALL, Math.min(26, room)) : Math.max(FIGURES + 4, Math.min(WIDEST, room));
       const several = (of) => new Set(shown.map(of)).size > 1;
-      const stepOf = (c) => cases[columns[c].case].step, machineOf = (c) => cases[columns[c].case].on;
+      const stepOf = (c) => caseOf(board, c).step, machineOf = (c) => caseOf(board, c).on;
       const starts = new Set(shown.filter((c, k) => k && columns[shown[k - 1]].case !== columns[c].case));
       const heads = [
         several(stepOf) && header("step", stepOf, size),
