@@ -418,6 +418,42 @@ def _rows(lists: Iterable[Sequence[int]]) -> tuple[Ints, Ints]:
 
 
 @njit(cache=True)
+def _reached(
+    value: int,
+    op_starts: Ints,
+    ops_of: Ints,
+    value_starts: Ints,
+    values_of: Ints,
+    is_gone: NDArray[np.bool_],
+) -> Ints:
+    """What is reached from `value` through nothing but gone values, in the order in which it is met."""
+    seen_value = np.zeros(len(is_gone), np.bool_)
+    seen_op = np.zeros(len(value_starts) - 1, np.bool_)
+    met, stack = np.empty((2, len(is_gone) + 1), np.int64)
+    stack[0] = value
+    count, height = 0, 1
+    while height > 0:
+        height -= 1
+        at_value = stack[height]
+        for at in range(op_starts[at_value], op_starts[at_value + 1]):
+            op = ops_of[at]
+            if seen_op[op]:
+                continue
+            seen_op[op] = True
+            for place in range(value_starts[op], value_starts[op + 1]):
+                other = values_of[place]
+                if seen_value[other]:
+                    continue
+                seen_value[other] = True
+                met[count] = other
+                count += 1
+                if is_gone[other]:
+                    stack[height] = other
+                    height += 1
+    return met[:count]
+
+
+@njit(cache=True)
 def _closures(
     values: Ints,
     op_starts: Ints,
@@ -429,26 +465,10 @@ def _closures(
 ) -> Floats:
     """For each of `values`, the seconds of all that is gone and reached through nothing else."""
     found = np.zeros(len(values))
-    seen_value, seen_op = np.full(len(is_gone), -1), np.full(len(value_starts) - 1, -1)
-    stack = np.empty(len(is_gone) + 1, np.int64)
     for number in range(len(values)):
-        stack[0] = values[number]
-        height = 1
-        while height > 0:
-            height -= 1
-            value = stack[height]
-            for at in range(op_starts[value], op_starts[value + 1]):
-                op = ops_of[at]
-                if seen_op[op] == number:
-                    continue
-                seen_op[op] = number
-                for place in range(value_starts[op], value_starts[op + 1]):
-                    other = values_of[place]
-                    if is_gone[other] and seen_value[other] != number:
-                        seen_value[other] = number
-                        found[number] += seconds[other]
-                        stack[height] = other
-                        height += 1
+        for other in _reached(values[number], op_starts, ops_of, value_starts, values_of, is_gone):
+            if is_gone[other]:
+                found[number] += seconds[other]
     return found
 
 
@@ -462,27 +482,9 @@ def _outdate(
     is_gone: NDArray[np.bool_],
     hold: NDArray[np.bool_],
 ) -> None:
-    """What is reached from `value` through nothing but gone values does not hold any more."""
-    seen_value = np.zeros(len(is_gone), np.bool_)
-    seen_op = np.zeros(len(value_starts) - 1, np.bool_)
-    stack = np.empty(len(is_gone) + 1, np.int64)
-    stack[0] = value
-    height = 1
-    while height > 0:
-        height -= 1
-        at_value = stack[height]
-        for at in range(op_starts[at_value], op_starts[at_value + 1]):
-            op = ops_of[at]
-            if seen_op[op]:
-                continue
-            seen_op[op] = True
-            for place in range(value_starts[op], value_starts[op + 1]):
-                other = values_of[place]
-                hold[other] = False
-                if is_gone[other] and not seen_value[other]:
-                    seen_value[other] = True
-                    stack[height] = other
-                    height += 1
+    """The sum of what is reached from `value` does not hold any more."""
+    for other in _reached(value, op_starts, ops_of, value_starts, values_of, is_gone):
+        hold[other] = False
 
 
 @njit(cache=True)
