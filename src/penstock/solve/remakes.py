@@ -37,17 +37,9 @@ def alone(problem: Problem, gaps: Iterable[Gap]) -> list[Gap]:
     Then it can also be remade earlier in the gap, or when others of `gaps` are dropped too: what one
     needs is there as long as what needs it.
     """
-    trace, residency = problem.trace, Residency(problem.trace, problem.given)
-    found = []
-    for gap in gaps:
-        if gap.stop is None or gap.wraps:
-            continue
-        try:
-            lineage(trace, gap.value, gap.stop, residency.holds)
-        except Gone:
-            continue
-        found.append(gap)
-    return found
+    closing = [gap for gap in gaps if gap.stop is not None and not gap.wraps]
+    lost = set(_impossible(problem.given, problem.trace, one_by_one(closing)))
+    return [gap for gap in closing if gap not in lost]
 
 
 def light(problem: Problem, gaps: Iterable[Gap], is_light: Callable[[Op], bool]) -> list[Gap]:
@@ -94,11 +86,10 @@ def in_one_pass(gaps: Iterable[Gap]) -> list[Recompute]:
 def possible(rest: Plan, trace: Trace, remakes: Iterable[Recompute]) -> list[Recompute]:
     """Those of `remakes` that can be done together, beside `rest`; the values of the others stay."""
     left = list(remakes)
-    while lost := _impossible(rest, trace, left):
+    while lost := set(_impossible(rest.plus(left), trace, left)):
         # What is impossible by itself may be all that the others lack.
-        gone = set(lost)
-        here = [one for one in left if one.gap in gone]
-        by_itself = set(_impossible(rest, trace, here, beside=[])) or gone
+        here = [one for one in left if one.gap in lost]
+        by_itself = set(_impossible(rest, trace, here)) or lost
         left = [one for one in left if one.gap not in by_itself]
     return left
 
@@ -108,21 +99,13 @@ def remade_at_need(
 ) -> tuple[list[Recompute], list[Gap]]:
     """The targets that can be remade when they are needed, beside `rest`; and those that cannot."""
     alone = one_by_one(targets)
-    lost = _impossible(rest, trace, alone)
+    lost = _impossible(rest.plus(alone), trace, alone)
     return [one for one in alone if one.gap not in lost], lost
 
 
-def _impossible(
-    rest: Plan,
-    trace: Trace,
-    remakes: list[Recompute],
-    beside: list[Recompute] | None = None,
-) -> list[Gap]:
-    """The gaps of those of `remakes` whose lineage is gone when they are due, beside `rest`.
-
-    `beside`: what else is dropped, if it is not all of them.
-    """
-    residency = Residency(trace, rest.plus(remakes if beside is None else beside))
+def _impossible(plan: Plan, trace: Trace, remakes: list[Recompute]) -> list[Gap]:
+    """The gaps of those of `remakes` whose lineage `plan` has away when they are due."""
+    residency = Residency(trace, plan)
     lost: list[Gap] = []
     for decision in remakes:
         try:
@@ -150,7 +133,7 @@ def collective(rest: Plan, trace: Trace, targets: list[Recompute]) -> list[Recom
                 if gap.start < when < at[gap]:
                     at[gap] = when
     joined = [Recompute(gap, when) for gap, when in at.items()]
-    return [] if _impossible(rest, trace, joined) else joined
+    return [] if _impossible(rest.plus(joined), trace, joined) else joined
 
 
 def swappable(problem: Problem, at_least: int) -> dict[Gap, OpIndex | None]:
