@@ -13,6 +13,8 @@ from penstock.solve.tiers import shelved
 
 __all__ = ["Answer", "settled", "together"]
 
+_ROUNDS = 6
+"""How often the solver is asked, at most."""
 
 Answer: TypeAlias = tuple[Sequence[Decision], int]
 """Decisions, and the bytes that the solver believes they need."""
@@ -23,8 +25,6 @@ def settled(
     solve: Callable[[int, float], Answer],
     smallest: Iterable[Sequence[Decision]],
     time_limit: float,
-    *,
-    rounds: int = 6,
 ) -> Plan:
     """The best plan of several calls of `solve(bytes, seconds)`, which may raise `SolveError`.
 
@@ -46,7 +46,7 @@ def settled(
     for decisions in smallest:
         tried(decisions)
     target, failed, asked = budget, 0, set[int]()
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         left = deadline - time.monotonic()
         if left <= 0 or target in asked:
             break
