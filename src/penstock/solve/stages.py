@@ -250,9 +250,7 @@ def begun(graph: Graph, budget: int, time_limit: float) -> Staged | None:
         held, _ = relaxed(graph, budget, time_limit / 2)
         chosen = above(graph, held, 0.5)
     except SolveError:
-        chosen = {
-            (t, v) for v, data in enumerate(graph.data) for stretch in data.open for t in stretch
-        }
+        chosen = {(t, v) for t, data in enumerate(graph.open_at) for v in data}
     found = bettered(graph, forced(graph, chosen), budget, time_limit / 2)
     return found if peak(graph, found) <= budget else None
 
