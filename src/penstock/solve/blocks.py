@@ -20,8 +20,8 @@ __all__ = ["Blocks", "Cut"]
 Cut: TypeAlias = tuple[OpIndex, set[ValueId]]
 """An op after which a block ends, and the values that cross there."""
 
-
 _MISSES = 8
+"""So many schedules in a row that do not fit end the search for a faster one."""
 
 
 class Blocks:
@@ -112,8 +112,8 @@ class Blocks:
         # Each time of a table once, with the fewest bytes that it takes there; the fastest first.
         schedules: list[tuple[float, int, Table]] = []
         for table in tables:
-            times, budgets = np.unique(-table.seconds, return_index=True)
-            schedules += [(-t, int(m), table) for t, m in zip(times, budgets, strict=True)]
+            times, budgets = np.unique(table.seconds, return_index=True)
+            schedules += [(t, int(m), table) for t, m in zip(times, budgets, strict=True)]
         schedules = [one for one in schedules if np.isfinite(one[0])]
         schedules.sort(key=lambda one: one[:2])
 
@@ -124,7 +124,7 @@ class Blocks:
             found = min(found, again, key=lambda one: one.rank)
             return again.shortfall == 0
 
-        slowest = bisect_left(range(len(schedules)), True, key=fits)
+        slowest = bisect_left(range(len(schedules)), x=True, key=fits)
         misses = 0  # bytes do not fall with every step of time: look a little further
         for position in reversed(range(slowest)):
             if misses == _MISSES or time.monotonic() > deadline:
