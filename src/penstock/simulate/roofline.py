@@ -42,10 +42,8 @@ _CLASSES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("lookup", ("embedding", "index", "gather", "scatter", "nll_loss", "topk", "sort")),
     ("optimizer", ("_foreach", "_fused")),
 )
-_OTHER, _IN_PLACE = (
-    "pointwise",
-    "pointwise in place",
-)  # the one fills fresh memory, the other does not
+_OTHER = "pointwise"  # fills fresh memory
+_IN_PLACE = "pointwise in place"  # does not
 _WHOLE = {"mv": "matmul", "addr": "matmul", "addr_": "matmul", "ger": "matmul"}
 """Names too short to be looked for in others."""
 
