@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from comparisons import MIB, SMALL, entry, grid
+from pages import asked_for, carried, seen
 from penstock.leaderboard import standings
 from penstock.report.comparison import comparison_of, headline, state, verdicts
 from penstock.report.comparison_page import comparison_page
@@ -20,17 +21,6 @@ def at(body, policy, asked, name, case=0):
     )
     row = body["policies"].index(policy)
     return body["points"][name][row * len(body["columns"]) + column]
-
-
-def seen(text):
-    """What a person reads: the text without its tags."""
-    without = re.sub(r"<(script|style)\b.*?</\1>", " ", text, flags=re.DOTALL)
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", without))
-
-
-def carried(text):
-    found = re.search(r"<script type='application/json' id='data'>(.*?)</script>", text, re.DOTALL)
-    return json.loads(found[1])
 
 
 # -- data ----------------------------------------------------------------------------------------
@@ -202,8 +192,7 @@ def test_budgets_of_one_name_are_not_mixed():
 
 def test_the_page_begins_with_the_answer_and_needs_nothing_else():
     text = comparison_page(comparison_of(SMALL))
-    asked = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)|url\(([^)]*)\)|@import""", text)
-    assert asked == []
+    assert asked_for(text) == []
     read = seen(text)
     assert read.index("solver is best over all") < read.index("best at 80% (800 MiB) solver 10.2 s")
     assert "next: swap 1.04x" in read

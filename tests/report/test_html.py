@@ -1,11 +1,11 @@
 """The page says in its figures and carries in its data what the report says."""
 
-import json
 import re
 from dataclasses import replace
 
 import pytest
 
+from pages import asked_for, carried, seen
 from penstock.ir.plan import Plan, Swap
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
@@ -53,22 +53,9 @@ def body(problem, machine):
     return planned(problem, found, price(found.schedule, slower))
 
 
-def carried(text):
-    """The data of a page, as its script reads them."""
-    found = re.search(r"<script type='application/json' id='data'>(.*?)</script>", text, re.DOTALL)
-    return json.loads(found[1])
-
-
-def seen(text):
-    """What a person reads: the text without its tags."""
-    without = re.sub(r"<(script|style)\b.*?</\1>", " ", text, flags=re.DOTALL)
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", without))
-
-
 def test_a_page_needs_nothing_else(body):
     text = page([body], curve_of(POINTS, 8.0))
-    asked = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)|url\(([^)]*)\)|@import""", text)
-    assert asked == []
+    assert asked_for(text) == []
 
 
 def test_figures_stand_beside_each_other(body):

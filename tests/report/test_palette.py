@@ -40,10 +40,13 @@ TO_XYZ = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0
 WHITE = [0.9505, 1.0, 1.089]
 
 
-def as_lab(colour, sight):
+def linear(colour):
     srgb = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    seen = np.clip(np.array(SIGHT[sight]) @ linear, 0, 1)
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def as_lab(colour, sight):
+    seen = np.clip(np.array(SIGHT[sight]) @ linear(colour), 0, 1)
     x, y, z = (f(t) for t in np.array(TO_XYZ) @ seen / WHITE)
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
@@ -83,9 +86,7 @@ def test_what_is_slower_is_darker_for_every_sight_and_lighter_on_a_dark_page(sig
 
 
 def luminance(colour):
-    srgb = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    return float(np.array(TO_XYZ)[1] @ linear)
+    return float(np.array(TO_XYZ)[1] @ linear(colour))
 
 
 def test_figures_can_be_read_on_every_colour():
