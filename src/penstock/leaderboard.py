@@ -78,7 +78,7 @@ class Entry:
     took: float = 0.0  # seconds of planning
     problem: str = ""  # why there is no plan
     limit: float = 0.0  # seconds after which planning was given up; 0: it was not
-    asked: str = ""  # the budget as it was asked for, if not in bytes
+    asked: str = ""  # the budget in the words it was asked in; empty: in bytes
     full: int = 0  # bytes of the step that keeps everything; 0: unknown
     below: int = 0  # bytes of the shortfall that the tiers below lack
     swaps: int = 0  # decisions of the plan

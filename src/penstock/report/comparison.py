@@ -202,7 +202,7 @@ def _figure_or_none(value: float) -> float | None:
 
 
 def headline(entries: Sequence[Entry]) -> list[str]:
-    """What somebody who must choose wants to know first: one to three sentences."""
+    """What somebody who must choose wants to know first, in a few sentences: the answer, then more."""
     problems = {entry.at for entry in entries}
     if not problems:
         return ["Nothing was compared."]

@@ -1,4 +1,4 @@
-"""A report as one picture, PNG or SVG: the memory over the step and the lanes, the curve; a comparison."""
+"""PNG and SVG: a report's memory, lanes and curve in one picture; a comparison's heat-map and curves."""
 
 import io
 import math

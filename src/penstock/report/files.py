@@ -204,7 +204,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def read_report(path: Path) -> Json | None:
-    """A report that `write` left as JSON; None if the file holds something else.
+    """A report that was left as JSON; None if the file holds something else.
 
     Raises `TraceError` for a report that another version left.
     """
