@@ -64,17 +64,23 @@ class G10:
     needs: ClassVar[frozenset[Need]] = frozenset({Need.TIER, Need.SECONDS})
 
     def __call__(self, problem: Problem) -> Plan:
-        planner, ops = _Planner(self, problem, estimate(problem, self.lead)), len(problem.trace.ops)
-        chosen = planner.chosen()
-        ways = [[move.swap(ops) for move in way] for way in (planner.hastened(chosen), chosen)]
+        ops = len(problem.trace.ops)
+        chosen, hastened = self.moves(problem, estimate(problem, self.lead))
+        ways = [[move.swap(ops) for move in way] for way in (hastened, chosen)]
         if not self.complete:
             return problem.given.plus(ways[0])
         return best(problem, (completed(problem, way, self.smallest) for way in ways)).plan
 
-    def moves(self, problem: Problem, held: NDArray[np.float64]) -> list["Move"]:
-        """What leaves, and when it is back; `held` (bytes, by op) is brought down in place."""
+    def moves(
+        self, problem: Problem, held: NDArray[np.float64]
+    ) -> tuple[list["Move"], list["Move"]]:
+        """What leaves, and when it is back: as chosen, and hastened.
+
+        `held` (bytes, by op) is brought down in place.
+        """
         planner = _Planner(self, problem, held)
-        return planner.hastened(planner.chosen())
+        chosen = planner.chosen()
+        return chosen, planner.hastened(chosen)
 
 
 def estimate(problem: Problem, lead: float) -> NDArray[np.float64]:
