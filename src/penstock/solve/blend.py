@@ -197,9 +197,9 @@ def _pruned(problem: Problem, found: Outcome) -> Plan:
 def _timed(problem: Problem, found: Outcome, *, times: _Times) -> Plan:
     """With all that may move leaving as soon as it is idle, and coming back by `times`."""
     trace, plan = problem.trace, found.plan
-    own = set(_own(problem, plan))
-    away = until_wanted(replace(problem, given=_without(plan, own)), 1)
-    moved = [swap for swap in _own(problem, plan) if swap.gap in away]
+    own = _own(problem, plan)
+    away = until_wanted(replace(problem, given=_without(plan, set(own))), 1)
+    moved = [swap for swap in own if swap.gap in away]
     bare = _without(plan, set(moved))
     pressure = Pressure(replace(problem, given=bare))
     for swap in moved:
