@@ -93,7 +93,7 @@ def test_a_shape_that_comes_seldom_is_recorded_when_it_comes_and_planned_from_th
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Sequential(nn.Linear(256, 256), nn.GELU()) for _ in range(6)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    sizes = [4096, 4096, 2048] * 6
+    sizes = [4096, 4096, 1024] * 6
     with Session("70%", device="cpu", tier=f"disk:{tmp_path}") as session:
         for size in sizes:
             model(torch.ones(size, 256)).square().mean().backward()
