@@ -1,6 +1,8 @@
 """Room that a plan did not foresee: who has to go."""
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -30,28 +32,41 @@ TWO_VALUES = parse("""
 """)
 
 
-class Full:
-    """A meter of a device that holds all of the budget."""
+class Reading:
+    """A meter that says what the test wants; at first, that the step holds all of the budget."""
+
+    def __init__(self, store: GatedStore) -> None:
+        self.store = store  # whose bytes are not the step's
+        self.held: Callable[[], int] = lambda: BUDGET
 
     def resident(self) -> int:
-        return BUDGET
+        return self.held() + self.store.footprint()
 
-    def used(self) -> int:
-        return BUDGET
-
-    def peak(self) -> int:
-        return BUDGET
+    used = peak = needed = recent_needed = resident
 
     def reset_peak(self) -> None:
         pass
 
+    restart = reset_peak
+
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
-    store = GatedStore(CPU)
+def store() -> GatedStore:
+    return GatedStore(CPU)
+
+
+@pytest.fixture
+def meter(store: GatedStore) -> Reading:
+    return Reading(store)
+
+
+@pytest.fixture
+def engine(store: GatedStore, meter: Reading) -> Iterator[Engine]:
     tier = MountedTier(store, ThreadLane("out", store, CPU), ThreadLane("back", store, CPU))
-    made = Engine(CPU, [tier], BUDGET, Full(), 0)
+    made = Engine(CPU, [tier], BUDGET, meter, 0)
     yield made
+    store.reads.set()
+    store.writes.set()
     made.close()
 
 
@@ -76,3 +91,53 @@ def test_what_is_fetched_unplanned_sends_away_what_is_used_last_if_that_is_known
     engine._room_for_fetch(MIB)
     away = [storage for storage in (p, q) if engine.manager.meet(storage).place is not Place.HERE]
     assert away == [q if is_known else p]
+
+
+def test_what_is_on_its_way_in_has_its_room_already(
+    engine: Engine, store: GatedStore, meter: Reading
+) -> None:
+    """Of a and b, which come back, a is being read: only the meter knows how far. b is to come."""
+    coming = [UntypedStorage(MIB), UntypedStorage(MIB)]
+    kept = UntypedStorage(MIB)
+    engine._touch(kept)
+    for storage in coming:
+        resident = engine.manager.meet(storage)
+        engine.manager.settle(engine.manager.evict(resident, "host"))
+    meter.held = lambda: BUDGET - 2 * MIB
+    store.reads.clear()
+    first, second = [engine.manager.prefetch(engine.manager.meet(one)) for one in coming]
+    while not first.has_begun():
+        time.sleep(0.001)
+    assert not second.has_begun()
+    assert engine._lacking(MIB) == 0
+    assert engine._lacking(2 * MIB) == MIB
+    engine._tick += 1
+    engine._make_room(2 * MIB, "an op", engine._oldest)
+    assert engine.manager.meet(kept).place is not Place.HERE
+
+
+def test_a_copy_in_that_waits_for_copies_out_takes_no_more_than_they_free(
+    engine: Engine, store: GatedStore
+) -> None:
+    going, coming = UntypedStorage(MIB), UntypedStorage(3 * MIB)
+    returning = engine.manager.meet(coming)
+    engine.manager.settle(engine.manager.evict(returning, "host"))
+    store.writes.clear()
+    out = engine.manager.evict(engine.manager.meet(going), "host")
+    engine.manager.prefetch(returning, [out])
+    assert engine.manager.promised() == 2 * MIB
+
+
+def test_before_anything_else_is_evicted_what_is_leaving_has_left(
+    engine: Engine, store: GatedStore, meter: Reading
+) -> None:
+    going, kept = UntypedStorage(MIB), UntypedStorage(MIB)
+    engine._touch(kept)
+    store.writes.clear()
+    copy = engine.manager.evict(engine.manager.meet(going), "host")
+    meter.held = lambda: BUDGET - MIB if copy.holder is None else BUDGET
+    threading.Timer(0.05, store.writes.set).start()
+    engine._tick += 1
+    engine._make_room(MIB, "an op", engine._oldest)
+    assert copy.has_gone()
+    assert engine.manager.meet(kept).place is Place.HERE

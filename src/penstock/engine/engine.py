@@ -313,11 +313,13 @@ class Engine:
             self._attend(args, kwargs)
             self._heed_writes(func, args, kwargs)
         if instruction.need and self.device.type == "cpu":
-            lacking = self.used() + instruction.need - self.budget
+            lacking = self._lacking(instruction.need)
             if lacking > self.budget // 100:
                 self.happened.lacked = max(self.happened.lacked, lacking)
                 self._in_use = self._keys(args, kwargs)
-                self._make_room(instruction.need, facts_of(func).name, self._farthest(index))
+                self._make_room(
+                    instruction.need, facts_of(func).name, lambda: self._farthest(index)
+                )
         sources: list[UntypedStorage] | None = None
         if instruction.reads or instruction.writes or instruction.captures:
             sources = self._device_storages(args, kwargs)
@@ -423,8 +425,8 @@ class Engine:
         if self._rebase and need >= MOVABLE_FROM:
             self.base, self._rebase = self.meter.used(), False
             self.meter.reset_peak()
-        if self.used() + need > self.budget:
-            self._make_room(need, facts.name, self._oldest())
+        if self._lacking(need) > 0:
+            self._make_room(need, facts.name, self._oldest)
         draw = draw_of(kwargs, self.device) if facts.random else None
         try:
             result = self._execute(func, args, kwargs)
@@ -490,12 +492,29 @@ class Engine:
         """Bytes of the device's memory that its tiers fill, which are not the step's."""
         return sum(tier.store.footprint() for tier in self.manager.tiers.values())
 
-    def _make_room(self, nbytes: int, op: str, victims: Iterable[Resident]) -> None:
+    def _make_room(self, nbytes: int, op: str, victims: Callable[[], list[Resident]]) -> None:
         """Evict `victims`, first come first gone, until `nbytes` more fit; if none are left, overrun."""
-        self._evict(victims, self.used() + nbytes - self.budget)
-        lacking = self.used() + nbytes - self.budget
-        if lacking > 0:
+        self._let_leave(nbytes)
+        if (lacking := self._lacking(nbytes)) > 0:
+            self._evict(victims(), lacking)
+        if (lacking := self._lacking(nbytes)) > 0:
             self._overrun(lacking, op)
+
+    def _lacking(self, nbytes: int) -> int:
+        """How many bytes are missing, if `nbytes` more are taken and what is on its way in arrives."""
+        promised = self.manager.promised() if self.device.type == "cpu" else 0  # a GPU's are taken
+        return self.used() + promised + nbytes - self.budget
+
+    def _let_leave(self, nbytes: int) -> None:
+        """Wait for copies out that are under way, oldest first, while `nbytes` more do not fit."""
+        start = time.perf_counter()
+        for copy in self.manager.leaving():
+            if self._lacking(nbytes) <= 0:
+                break
+            copy.wait()
+            if copy.has_gone():
+                copy.free()
+        self.happened.fetch_seconds += time.perf_counter() - start
 
     def _farthest(self, index: int) -> list[Resident]:
         """Following, before op `index` room is short although the plan says it is not: what is used
@@ -869,8 +888,9 @@ class Engine:
 
     def _room_for_fetch(self, nbytes: int) -> None:
         # The plan, if there is one, has no room for what it did not foresee.
-        lacking = self.used() + nbytes - self.budget
-        if lacking > 0:
+        if self._lacking(nbytes) > 0:
+            self._let_leave(nbytes)
+        if (lacking := self._lacking(nbytes)) > 0:
             # `_index` is the op after the one that is being prepared. What was touched longest ago
             # would be wrong here: in backward and in the optimizer that is often what comes next.
             victims = self._farthest(self._index - 1) if self.is_following else self._oldest()

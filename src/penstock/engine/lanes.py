@@ -90,6 +90,10 @@ class Copy:
     def is_cancelled(self) -> bool:
         return self._cancelled
 
+    def has_begun(self) -> bool:
+        """Has a copy in taken its memory, or will it never?"""
+        return self.started > 0 or self._done.is_set()
+
     def is_done(self) -> bool:
         if self._done.is_set():
             return self.finished is None or self.finished.query()

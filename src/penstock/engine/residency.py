@@ -113,6 +113,7 @@ class ResidencyManager:
         # Told how many bytes an allocation did not find for which there should have been room.
         self.when_short: Callable[[int], None] = lambda nbytes: None
         self._verify = verify
+        self._incoming: deque[Copy] = deque()  # copies in; those that have begun go in time
         self._orphans: deque[tuple[Copy, MountedTier]] = deque()  # copies whose storage died
         self._vacated: deque[tuple[Extent, MountedTier]] = deque()  # space of storages that died
 
@@ -246,10 +247,28 @@ class ResidencyManager:
             after=tuple(after),
         )
         resident.copy, resident.place = copy, Place.ARRIVING
+        self._forget_begun()
+        self._incoming.append(copy)
         resident.tier.back.put(copy)
         self.statistics.prefetches += 1
         self._count(resident.tier.back, resident.nbytes)
         return copy
+
+    def promised(self) -> int:
+        """Bytes that copies in will take when they begin, beyond those that they wait to be freed."""
+        self._forget_begun()
+        coming = [copy for copy in self._incoming if not copy.has_begun()]
+        freed = {id(out): out.nbytes for copy in coming for out in copy.after}
+        return max(0, sum(copy.nbytes for copy in coming) - sum(freed.values()))
+
+    def _forget_begun(self) -> None:
+        while self._incoming and self._incoming[0].has_begun():
+            self._incoming.popleft()
+
+    def leaving(self) -> list[Copy]:
+        """Copies out that are under way, oldest first: when they have ended, their bytes are free."""
+        found = (one.copy for one in self.absent.values() if one.place is Place.LEAVING)
+        return [copy for copy in found if copy is not None and not copy.is_done()]
 
     def bring_back(self, resident: Resident, make_room: Callable[[int], None]) -> None:
         """Have a storage's bytes there when this returns.
