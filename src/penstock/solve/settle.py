@@ -13,7 +13,7 @@ from penstock.solve.tiers import shelved
 
 __all__ = ["Answer", "settled", "together"]
 
-_ROUNDS = 6
+_ROUNDS = 8
 """How often the solver is asked, at most."""
 
 Answer: TypeAlias = tuple[Sequence[Decision], int]
@@ -45,7 +45,12 @@ def settled(
 
     for decisions in smallest:
         tried(decisions)
-    target, failed, asked = budget, 0, set[int]()
+    target, asked = budget, set[int]()
+    failed, solved = (
+        0,
+        max(budget, problem.trace.peak),
+    )  # the most that gave none, the least that did
+    step = max(1, (solved - budget) // 10)
     for _ in range(_ROUNDS):
         left = deadline - time.monotonic()
         if left <= 0 or target in asked:
@@ -55,8 +60,10 @@ def settled(
             decisions, believed = solve(target, left if len(asked) > 1 else 0.7 * left)
         except SolveError:  # none with so few bytes, or none in time
             failed = max(failed, target)
-            target += max(1, abs(target) // 10)
+            target = target + step if target + step < solved else (target + solved + 1) // 2
+            step *= 2
             continue
+        solved = min(solved, target)
         need = tried(decisions)
         wanted = budget + believed - need
         if need <= budget and wanted <= target + budget // 100:
