@@ -9,7 +9,7 @@ import typer
 import typer.core
 from rich.console import Console
 
-from penstock.errors import PenstockError, UsageError, mib
+from penstock.errors import PenstockError, UsageError, enough_mib, mib
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -739,8 +739,10 @@ def _refuse_if_it_cannot_fit(problem: "Problem", found: "Outcome") -> None:
             "Give them more room, or try another policy."
         )
     elif found.shortfall:
+        enough = enough_mib(problem.budget + found.shortfall)
         fault = (
-            "found no plan that fits; the step would run, evicting on demand. Try another policy."
+            "found no plan that fits; the step would run, evicting on demand. "
+            f"Raise the budget to {enough} MiB, or try another policy."
         )
     else:
         return

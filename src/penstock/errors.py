@@ -30,6 +30,7 @@ __all__ = [
     "TierError",
     "TraceError",
     "UsageError",
+    "enough_mib",
     "mib",
     "nearest",
 ]
@@ -96,7 +97,7 @@ class BudgetError(PenstockError):
         return (
             f"budget {mib(self.budget)} is too small: {self.op} needs {mib(self.least)} at once"
             + (f" ({filled})" if filled else "")
-            + f". Raise the budget to {_ceil_mib(self.least)} MiB or more "
+            + f". Raise the budget to {enough_mib(self.least)} MiB or more "
             f"({mib(self.least - self.budget)} are missing), or make the step smaller."
         )
 
@@ -117,5 +118,6 @@ class StepChanged(UserWarning):
     """The step no longer matches the recorded one; Penstock serves it on demand and plans again."""
 
 
-def _ceil_mib(nbytes: int) -> str:
+def enough_mib(nbytes: int) -> str:
+    """As `mib`, without the unit, for a budget to ask for: never less than `nbytes`."""
     return f"{-(-nbytes // 2**20):,}"

@@ -27,6 +27,9 @@ def step_and_machine(text: str, machine: str | None) -> tuple[Trace, Machine]:
     """
     if names_an_architecture(text):
         if machine is None:
+            from penstock.zoo.architectures import parse
+
+            parse(text)  # a misspelt one first: it needs no machine
             raise UsageError(
                 f"{text} was never run, so its times need a machine: name one with -m, as in "
                 "-m a100-80 (`penstock machines` lists them, `penstock calibrate` measures this one)"

@@ -74,6 +74,7 @@ def test_without_a_machine_the_option_is_named(
         (("trace", "zoo:moe", "-o", "x"), "what it does depends on the values of its tensors"),
         (("trace", SMALL, "extra", "-o", "x"), "takes no arguments"),
         (("simulate", "hf:gpt3", "-m", "a100-80"), "no transformer is called 'gpt3'"),
+        (("simulate", "hf:gpt3"), "no transformer is called 'gpt3'"),
         (("simulate", SMALL, "-m", "a100-81"), "did you mean a100-80?"),
     ],
 )

@@ -214,6 +214,18 @@ def test_a_budget_below_the_least_says_what_would_do(trace: Path, penstock: Pens
     assert "budget 1.00 MiB is too small" in ended.err and "Raise the budget to" in ended.err
 
 
+def test_a_policy_that_finds_no_plan_says_what_it_needs(trace: Path, penstock: Penstock) -> None:
+    lacking = ("plan", trace, "--policy", "keep", "-b")
+    ended = penstock(*lacking, "50MiB")
+    assert ended.code == 1
+    told = " ".join(ended.err.split())
+    raised = re.search(r"keep found no plan that fits.* Raise the budget to ([\d,]+) MiB", told)
+    assert raised
+    enough = int(raised[1].replace(",", ""))
+    assert penstock(*lacking, f"{enough}MiB").code == 0
+    assert penstock(*lacking, f"{enough - 1}MiB").code == 1
+
+
 @pytest.mark.parametrize("command", ["plan", "simulate", "compare"])
 @pytest.mark.parametrize("budget", ["12 bananas", "0", "-3MiB"])
 def test_a_budget_that_makes_no_sense(
