@@ -25,12 +25,13 @@ test-gpu: $(READY)
 	$(BIN)/python benchmarks/gpu.py
 
 bench: $(READY)
-	set -e; for each in $(filter-out $(ALONE) $(EXAMS),$(wildcard benchmarks/[!_]*.py)); do \
-		echo "== $$each"; $(BIN)/python $$each; \
-	done
+	failed=0; for each in $(filter-out $(ALONE) $(EXAMS),$(wildcard benchmarks/[!_]*.py)); do \
+		echo "== $$each"; $(BIN)/python $$each || failed=1; \
+	done; exit $$failed
 
 exams: $(READY)
-	set -e; for each in $(EXAMS); do echo "== $$each"; $(BIN)/python $$each; done
+	failed=0; for each in $(EXAMS); do echo "== $$each"; $(BIN)/python $$each || failed=1; done; \
+	exit $$failed
 
 bench-prediction: $(READY)
 	$(BIN)/python benchmarks/prediction.py
