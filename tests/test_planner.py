@@ -49,3 +49,21 @@ def test_what_a_plan_is_known_to_lack_is_no_reason_for_a_new_one(beyond, is_new)
     assert lacking > 4 * MIB
     assert planner.correct(course, lacking + beyond, budget) is is_new
     assert course.slack == beyond
+
+
+def test_the_pace_is_that_of_the_last_steps_under_this_plan() -> None:
+    """Charted ones too: after these a single disturbed step must not be all that is known."""
+    trace = parse("f a x:I1M -> h:A4M! 1s\nb b h -> g:T4M 1s")
+    budget = 64 * MIB
+    planner = Planner(Keep(), Machine(Device("cpu", 1 << 40)))
+    calls = (torch.ops.aten.relu.default,) * len(trace.ops)
+    course = planner.plan(Recording(trace, calls, {}), budget)
+    assert course.pace == 1.0
+    course.steps.extend([2.0, 2.2])
+    planner.weigh(course, MIB, budget)  # priced anew, and kept
+    course.steps.append(9.0)
+    assert course.pace == pytest.approx(1.1)
+    course.steps.extend([4.0] * 5)
+    assert course.pace == pytest.approx(2.0)
+    assert planner.correct(course, 8 * MIB, budget)  # another plan
+    assert course.pace == 1.0

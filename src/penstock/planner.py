@@ -45,7 +45,8 @@ class Course:
     program: Program
     seconds: list[NDArray[np.float64]] = field(default_factory=list)  # by chart: ops x (own, host)
     corrections: int = 0
-    ratios: deque[float] = field(default_factory=lambda: deque(maxlen=_PACED))
+    # Seconds of the last steps under the plan in force, charted ones too.
+    steps: deque[float] = field(default_factory=lambda: deque(maxlen=_PACED))
 
     @property
     def slack(self) -> int:
@@ -55,7 +56,8 @@ class Course:
     @property
     def pace(self) -> float:
         """How fast the machine is now: measured over simulated seconds, of the last few steps."""
-        return median(self.ratios) if self.ratios else 1.0
+        simulated = self.outcome.timeline.seconds
+        return median(self.steps) / simulated if self.steps and simulated else 1.0
 
     @property
     def is_young(self) -> bool:
@@ -116,10 +118,10 @@ class Planner:
         found = outcome(problem, course.outcome.plan) if keep else None
         if found is None or found.shortfall > course.outcome.shortfall:
             found = policies.ask(self.policy, problem)
+            course.steps.clear()
         course.recording = replace(course.recording, trace=trace)
         course.outcome = found
         course.program = _compiled(course.recording, found)
-        course.ratios.clear()
 
 
 def _compiled(recording: Recording, found: Outcome) -> Program:

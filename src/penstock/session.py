@@ -271,8 +271,7 @@ class Session:
         if happened.fell_back:
             self._step_changed()
         elif followed is not None and course is not None:
-            if followed.predicted.seconds:
-                course.ratios.append(seconds / followed.predicted.seconds)
+            course.steps.append(seconds)
             self._learn(course, log, report, needed)
         self._tell(replace(report, events=tuple(happened.events)))
 
