@@ -33,6 +33,7 @@ class Copy:
     """One copy on a lane: what it moves, how far it is."""
 
     __slots__ = (
+        "_abandoned",
         "_cancelled",
         "_done",
         "_handing_over",
@@ -80,12 +81,16 @@ class Copy:
         self.device: torch.device | None = None  # whose streams wait for it
         self.begun: torch.cuda.Event | None = None  # the device's side of the copy has begun
         self.finished: torch.cuda.Event | None = None  # it has ended
-        self._cancelled = False
+        self._cancelled = self._abandoned = False
         self._done = threading.Event()
 
     def call_back(self) -> None:
         """Ask a copy out to stop. It may still end; `wait` for it, then see `was_called_back`."""
         self._cancelled = True
+
+    def abandon(self) -> None:
+        """Nobody will want the bytes: stop if it can, and free them when it has ended."""
+        self._cancelled = self._abandoned = True  # no lock: storages die anywhere
 
     def is_cancelled(self) -> bool:
         return self._cancelled
@@ -149,7 +154,7 @@ class Copy:
     def end(self) -> None:
         """It has ended. Bytes that have gone are freed; on a stream, by whoever waits for it."""
         with self._handing_over:
-            if self.has_gone() and self.finished is None:
+            if (self.has_gone() or self._abandoned) and self.finished is None:
                 self.free()
             self.after = ()
             self.ended = time.perf_counter()

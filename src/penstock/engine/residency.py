@@ -258,7 +258,7 @@ class ResidencyManager:
         """Bytes that copies in will take when they begin, beyond those that they wait to be freed."""
         self._forget_begun()
         coming = [copy for copy in self._incoming if not copy.has_begun()]
-        freed = {id(out): out.nbytes for copy in coming for out in copy.after}
+        freed = {id(out): out.nbytes for copy in coming for out in copy.after if not out.is_done()}
         return max(0, sum(copy.nbytes for copy in coming) - sum(freed.values()))
 
     def _forget_begun(self) -> None:
@@ -386,7 +386,7 @@ class ResidencyManager:
         if resident.extent is None or resident.tier is None:
             return
         if resident.copy is not None and not resident.copy.is_done():
-            resident.copy.call_back()
+            resident.copy.abandon()
             self._orphans.append((resident.copy, resident.tier))
         else:
             if resident.copy is not None:
