@@ -98,14 +98,18 @@ class Planner:
         if slack - course.slack > budget // 200:
             self._plan_again(course, slack, budget, keep=True)
 
-    def correct(self, course: Course, excess: int, budget: int) -> bool:
+    def exceeds(self, course: Course, excess: int, budget: int) -> bool:
         """A step of `course` needed `excess` bytes more than the budget: should the plan be new?"""
-        excess -= course.outcome.shortfall  # that much was planned, for want of a better plan
-        if excess <= budget // 100 or course.corrections >= _CORRECTIONS:
-            return False
+        unforeseen = (
+            excess - course.outcome.shortfall
+        )  # the rest was planned, for want of a better one
+        return unforeseen > budget // 100 and course.corrections < _CORRECTIONS
+
+    def correct(self, course: Course, excess: int, budget: int) -> None:
+        """Plan anew, with so much more slack."""
         course.corrections += 1
-        self._plan_again(course, course.slack + excess, budget, keep=False)
-        return True
+        slack = course.slack + excess - course.outcome.shortfall
+        self._plan_again(course, slack, budget, keep=False)
 
     def _problem(self, trace: Trace, budget: int) -> Problem:
         return Problem(trace, self.machine, budget - budget // _RESERVE)

@@ -3,7 +3,8 @@
 import gc
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -283,12 +284,25 @@ class Session:
             self.measured, self.samples = log.chart(report.seconds, happened.stalls), log.samples
             self.charted = course.outcome
             if course.is_young:
-                self._planner.learn(course, log, self.measured, needed, happened.lacked, budget)
-                self._follow(course)
+                with self._weighing(course):
+                    self._planner.learn(course, log, self.measured, needed, happened.lacked, budget)
                 return
-        if self._planner.correct(course, max(happened.lacked, needed - budget), budget):
+        excess = max(happened.lacked, needed - budget)
+        if self._planner.exceeds(course, excess, budget):
             happened.note("re-plan: the step took more memory than planned")
-            self._follow(course)
+            with self._weighing(course):
+                self._planner.correct(course, excess, budget)
+
+    @contextmanager
+    def _weighing(self, course: Course) -> Iterator[None]:
+        """Planning leaves books behind, which are part of what the process holds."""
+        self.engine.manager.rest()
+        held = self.engine.used()
+        yield
+        self._forget_planning()
+        books = self.engine.used() - held
+        self._planner.weigh(course, course.slack + books, self.engine.budget)
+        self._follow(course)
 
     def _take(self, recording: Recording, *, complete: bool) -> None:
         """A step was recorded: can it fit at all, and if it was a whole one, plan it."""
@@ -311,13 +325,13 @@ class Session:
             self._on_recorded(trace)
         course = self._planner.plan(recording, budget)
         self._forget_planning()
-        # Planning leaves books behind, which are part of what the process holds.
-        self._planner.weigh(course, self._slack(), budget)
+        self._planner.weigh(course, self._slack(), budget)  # with the books that planning left
         self._follow(course)
 
     def _forget_planning(self) -> None:
-        """A solver leaves holes in the heap, which would count as the step's."""
+        """A solver leaves cycles, and holes in the heap, which would count as the step's."""
         if self._allocator is not None:
+            gc.collect()
             self._allocator.trim()
 
     def _follow(self, course: Course) -> None:

@@ -270,6 +270,12 @@ class ResidencyManager:
         found = (one.copy for one in self.absent.values() if one.place is Place.LEAVING)
         return [copy for copy in found if copy is not None and not copy.is_done()]
 
+    def rest(self) -> None:
+        """Wait until no copy is under way."""
+        for resident in list(self.absent.values()):
+            if resident.copy is not None:
+                resident.copy.wait()
+
     def bring_back(self, resident: Resident, make_room: Callable[[int], None]) -> None:
         """Have a storage's bytes there when this returns.
 

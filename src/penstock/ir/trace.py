@@ -349,10 +349,22 @@ class Trace:
             )
             for op, (own, host) in zip(self.ops, seconds.tolist(), strict=True)
         )
-        return replace(self, ops=ops, slack=slack)
+        found = replace(self, ops=ops, slack=slack)
+        for fact in _UNTIMED & vars(self).keys():  # what was derived is as true of the new one
+            vars(found)[fact] = vars(self)[fact]
+        return found
 
     def relabelled(self, label: str) -> Self:
         return replace(self, label=label)
+
+
+_UNTIMED = frozenset(
+    {
+        *("readers", "uses", "freed_after", "versions_of", "producers", "next_version"),
+        *("previous_version", "initial", "fresh", "live", "last_index"),
+    }
+)
+"""The derived facts of a trace that say nothing of seconds or slack."""
 
 
 def _faults(ops: Sequence[Op], values: Sequence[Value]) -> Iterator[str]:
