@@ -279,3 +279,17 @@ def test_what_is_still_read_is_copied_first_and_leaves_when_its_last_reader_has_
         if it is not None
         for _, action in (*it.before, *it.after)
     )
+
+
+def test_what_depends_on_data_may_be_larger_than_it_was_so_there_the_budget_is_looked_at() -> None:
+    step = parse("""
+        f a  x:I1K -> h:A1K  1ms
+        f b  h     -> i:A1K  1ms    # which rows: as many as the data says
+        f c  i     -> j:A1K  1ms
+        f d  h     -> k:A1K  1ms
+        f e  j k   -> l:A1K  1ms
+    """)
+    funcs = [aten.relu.default] * len(step.ops)
+    funcs[1] = aten.nonzero.default
+    needs = [one.need if one else 0 for one in compiled(step, Plan(), funcs=funcs).instructions]
+    assert [need > 0 for need in needs] == [False, True, True, False, True]

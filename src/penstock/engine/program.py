@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch._ops import OpOverload
 
 from penstock.dispatch.storage import StorageRef
@@ -70,7 +71,7 @@ class Instruction:
     writes: tuple[tuple[int, ValueId], ...] = ()
     captures: bool = False  # some lineage runs the op again
     random: bool = False
-    need: int = 0  # bytes that the op takes while it runs, if they are many
+    need: int = 0  # bytes that the op takes while it runs, if they are or may be many
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,7 @@ def compile_program(
     bound.update(source for line in lineages.values() for source in line.sources)
     bound_from = min(max((schedule.budget or 1 << 30) // _BOUND_SHARE, MOVABLE_FROM), 1 << 20)
     bound.update(v.id for v in trace.values if v.nbytes >= bound_from)
+    unsure = _unsure(funcs, trace)
     instructions: list[Instruction | None] = []
     late: defaultdict[OpIndex, list[Numbered]] = defaultdict(list)  # evictions, by what they follow
     for op, around in zip(trace.ops, schedule.around, strict=True):
@@ -192,7 +194,7 @@ def compile_program(
             tuple((position, v) for position, v in enumerate(op.writes) if v in bound),
             op.index in repeated,
             op.random,
-            need if need >= bound_from else 0,
+            need if need >= bound_from else 1 if op.index in unsure else 0,
         )
         instructions.append(None if instruction == Instruction() else instruction)
     return Program(
@@ -205,6 +207,17 @@ def compile_program(
         initial,
         bound_from,
     )
+
+
+def _unsure(funcs: Sequence[OpOverload], trace: Trace) -> set[OpIndex]:
+    """Ops whose results may be larger than recorded: their shape, or an operand's, depends on data."""
+    found: set[OpIndex] = set()
+    values: set[ValueId] = set()
+    for op, func in zip(trace.ops, funcs, strict=True):
+        if torch.Tag.dynamic_output_shape in func.tags or not values.isdisjoint(op.reads):
+            found.add(op.index)
+            values.update(trace.fresh[op.index])
+    return found
 
 
 def _lineages(trace: Trace, plan: Plan) -> dict[tuple[ValueId, OpIndex], Lineage]:
