@@ -285,7 +285,7 @@ class Trace:
                 continue
             last = uses[-1]
             if value.freed is not None:
-                if value.freed > last:
+                if value.freed - last > 1:
                     yield Gap(value.id, last, None)
             elif (first := first_version.get(value.storage)) is not None and self.uses[first]:
                 yield Gap(value.id, last, self.uses[first][0])
