@@ -312,14 +312,15 @@ class Engine:
         if self._absent or self._ahead:
             self._attend(args, kwargs)
             self._heed_writes(func, args, kwargs)
-        if instruction.need and self.device.type == "cpu":
-            lacking = self._lacking(instruction.need)
+        if (instruction.need or instruction.unsure) and self.device.type == "cpu":
+            need = instruction.need
+            if instruction.unsure:
+                need = max(need, output_bytes(func, facts_of(func), args, kwargs, self.device))
+            lacking = self._lacking(need)
             if lacking > self.budget // 100:
                 self.happened.lacked = max(self.happened.lacked, lacking)
                 self._in_use = self._keys(args, kwargs)
-                self._make_room(
-                    instruction.need, facts_of(func).name, lambda: self._farthest(index)
-                )
+                self._make_room(need, facts_of(func).name, lambda: self._farthest(index))
         sources: list[UntypedStorage] | None = None
         if instruction.reads or instruction.writes or instruction.captures:
             sources = self._device_storages(args, kwargs)

@@ -71,7 +71,8 @@ class Instruction:
     writes: tuple[tuple[int, ValueId], ...] = ()
     captures: bool = False  # some lineage runs the op again
     random: bool = False
-    need: int = 0  # bytes that the op takes while it runs, if they are or may be many
+    need: int = 0  # bytes that the op takes while it runs, if they are many
+    unsure: bool = False  # they depend on data: ask again
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,8 @@ def compile_program(
             tuple((position, v) for position, v in enumerate(op.writes) if v in bound),
             op.index in repeated,
             op.random,
-            need if need >= bound_from else 1 if op.index in unsure else 0,
+            need if need >= bound_from else 0,
+            op.index in unsure,
         )
         instructions.append(None if instruction == Instruction() else instruction)
     return Program(
