@@ -156,6 +156,7 @@ def test_05_what_is_never_finished_leaves_nothing(device: str, tmp_path: Path) -
         left = []
         for _ in disturbed(training):
             gc.collect()
+            manager.rest()  # a copy of what died may still be stopping
             manager._tidy()
             alive = sum(resident.nbytes for resident in manager.known.values())
             left.append((alive, manager.tiers["disk"].store.used()))

@@ -272,9 +272,10 @@ class ResidencyManager:
 
     def rest(self) -> None:
         """Wait until no copy is under way."""
-        for resident in list(self.absent.values()):
-            if resident.copy is not None:
-                resident.copy.wait()
+        copies = [resident.copy for resident in list(self.absent.values())]
+        for copy in (*copies, *(orphan for orphan, _ in list(self._orphans))):
+            if copy is not None:
+                copy.wait()
 
     def bring_back(self, resident: Resident, make_room: Callable[[int], None]) -> None:
         """Have a storage's bytes there when this returns.
