@@ -495,9 +495,7 @@ class Engine:
 
     def _make_room(self, nbytes: int, op: str, victims: Callable[[], list[Resident]]) -> None:
         """Evict `victims`, first come first gone, until `nbytes` more fit; if none are left, overrun."""
-        self._let_leave(nbytes)
-        if (lacking := self._lacking(nbytes)) > 0:
-            self._evict(victims(), lacking)
+        self._clear(nbytes, victims)
         if (lacking := self._lacking(nbytes)) > 0:
             self._overrun(lacking, op)
 
@@ -506,16 +504,16 @@ class Engine:
         promised = self.manager.promised() if self.device.type == "cpu" else 0  # a GPU's are taken
         return self.used() + promised + nbytes - self.budget
 
-    def _let_leave(self, nbytes: int) -> None:
-        """Wait for copies out that are under way, oldest first, while `nbytes` more do not fit."""
+    def _clear(self, nbytes: int, victims: Callable[[], list[Resident]]) -> None:
+        """Let leave what is leaving, oldest first, then evict, as long as `nbytes` more do not fit."""
         start = time.perf_counter()
         for copy in self.manager.leaving():
             if self._lacking(nbytes) <= 0:
                 break
-            copy.wait()
-            if copy.has_gone():
-                copy.free()
+            copy.drain()
         self.happened.fetch_seconds += time.perf_counter() - start
+        if (lacking := self._lacking(nbytes)) > 0:
+            self._evict(victims(), lacking)
 
     def _farthest(self, index: int) -> list[Resident]:
         """Following, before op `index` room is short although the plan says it is not: what is used
@@ -890,12 +888,10 @@ class Engine:
     def _room_for_fetch(self, nbytes: int) -> None:
         # The plan, if there is one, has no room for what it did not foresee.
         if self._lacking(nbytes) > 0:
-            self._let_leave(nbytes)
-        if (lacking := self._lacking(nbytes)) > 0:
             # `_index` is the op after the one that is being prepared. What was touched longest ago
             # would be wrong here: in backward and in the optimizer that is often what comes next.
-            victims = self._farthest(self._index - 1) if self.is_following else self._oldest()
-            self._evict(victims, lacking)
+            is_known, index = self.is_following, self._index - 1
+            self._clear(nbytes, lambda: self._farthest(index) if is_known else self._oldest())
 
     def _room_at_any_rate(self, nbytes: int) -> None:
         """There was no memory for a copy in, whatever the budget says: what is free is in pieces."""

@@ -128,12 +128,16 @@ class Copy:
         """It has ended: is what it copied out in its tier? Else it still owns its value's only bytes."""
         return not (self.inward or self.was_called_back or self.error is not None)
 
+    def drain(self) -> None:
+        """Wait for it, and free what it has carried out. Does not raise its error."""
+        self.wait()
+        if self.has_gone():
+            self.free()
+
     def make_room(self) -> None:
-        """Wait for the copies that this one comes after, and free what they have carried out."""
+        """Drain the copies that this one comes after."""
         for other in self.after:
-            other.wait()
-            if other.has_gone():
-                other.free()
+            other.drain()
 
     def take_memory(self, device: torch.device) -> None:
         """Have memory to copy into, of the device's current stream."""

@@ -217,11 +217,9 @@ class ResidencyManager:
 
     def settle(self, copy: Copy) -> None:
         """Wait until a copy out has ended, and free its bytes. Raises the error of a failed one."""
-        copy.wait()
+        copy.drain()
         if copy.error is not None:
             raise _told(copy.error)
-        if copy.has_gone():
-            copy.free()
 
     # -- coming back -------------------------------------------------------------------------
 
