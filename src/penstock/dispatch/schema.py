@@ -35,6 +35,7 @@ class Facts:
     mutates: tuple[int | str, ...]  # arguments written in place: position, or keyword
     secret_writes: tuple[int, ...]  # written too, in training, though the schema is silent
     random: bool
+    sized_by_data: bool  # the shape of what it makes depends on values
     repeatable: bool
 
     def written(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
@@ -78,6 +79,7 @@ def facts_of(func: OpOverload) -> Facts:
         mutates=tuple(mutates),
         secret_writes=_SECRET_WRITES.get(func, ()),
         random=torch.Tag.nondeterministic_seeded in func.tags,
+        sized_by_data=torch.Tag.dynamic_output_shape in func.tags,
         repeatable=namespace not in _NEVER_AGAIN,
     )
 

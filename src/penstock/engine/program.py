@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch._ops import OpOverload
 
+from penstock.dispatch.schema import facts_of
 from penstock.dispatch.storage import StorageRef
 from penstock.errors import PlanError, TraceError
 from penstock.ir.lineage import lineage, sources
@@ -216,7 +216,7 @@ def _unsure(funcs: Sequence[OpOverload], trace: Trace) -> set[OpIndex]:
     found: set[OpIndex] = set()
     values: set[ValueId] = set()
     for op, func in zip(trace.ops, funcs, strict=True):
-        if torch.Tag.dynamic_output_shape in func.tags or not values.isdisjoint(op.reads):
+        if facts_of(func).sized_by_data or not values.isdisjoint(op.reads):
             found.add(op.index)
             values.update(trace.fresh[op.index])
     return found
