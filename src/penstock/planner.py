@@ -93,16 +93,17 @@ class Planner:
         more = lacked or needed - measured.peak
         self._plan_again(course, course.slack + more, budget, keep=not is_first and not lacked)
 
-    def weigh(self, course: Course, slack: int, budget: int) -> None:
-        """The device holds `slack` bytes beyond values now: does that change what was planned?"""
-        if slack - course.slack > budget // 200:
-            self._plan_again(course, slack, budget, keep=True)
+    def weigh(self, course: Course, slack: int, budget: int) -> bool:
+        """The device holds `slack` bytes beyond values now: did that change what was planned?"""
+        if slack - course.slack <= budget // 200:
+            return False
+        self._plan_again(course, slack, budget, keep=True)
+        return True
 
     def exceeds(self, course: Course, excess: int, budget: int) -> bool:
         """A step of `course` needed `excess` bytes more than the budget: should the plan be new?"""
-        unforeseen = (
-            excess - course.outcome.shortfall
-        )  # the rest was planned, for want of a better one
+        # What the plan was known to lack was planned, for want of a better one.
+        unforeseen = excess - course.outcome.shortfall
         return unforeseen > budget // 100 and course.corrections < _CORRECTIONS
 
     def correct(self, course: Course, excess: int, budget: int) -> None:

@@ -299,10 +299,7 @@ class Session:
         self.engine.manager.rest()
         held = self.engine.used()
         yield
-        self._forget_planning()
-        books = self.engine.used() - held
-        self._planner.weigh(course, course.slack + books, self.engine.budget)
-        self._follow(course)
+        self._follow(course, lambda: course.slack + self.engine.used() - held)
 
     def _take(self, recording: Recording, *, complete: bool) -> None:
         """A step was recorded: can it fit at all, and if it was a whole one, plan it."""
@@ -324,9 +321,7 @@ class Session:
         if self._on_recorded is not None:
             self._on_recorded(trace)
         course = self._planner.plan(recording, budget)
-        self._forget_planning()
-        self._planner.weigh(course, self._slack(), budget)  # with the books that planning left
-        self._follow(course)
+        self._follow(course, self._slack)
 
     def _forget_planning(self) -> None:
         """A solver leaves cycles, and holes in the heap, which would count as the step's."""
@@ -334,8 +329,11 @@ class Session:
             gc.collect()
             self._allocator.trim()
 
-    def _follow(self, course: Course) -> None:
+    def _follow(self, course: Course, slack: Callable[[], int]) -> None:
+        """Follow a course that was just planned; `slack`: with the books that planning left."""
         self._forget_planning()
+        if self._planner.weigh(course, slack(), self.engine.budget):
+            self._forget_planning()
         self._course = course
         others = [other.program for other in self._planner.courses if other is not course]
         self.engine.follow_program(course.program, others)
