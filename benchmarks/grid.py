@@ -60,8 +60,7 @@ SAMPLE = 20
 
 def asked(names: Iterable[str]) -> list[str]:
     """Policies as they are asked for: those that could go on for long with their time."""
-    quick = policies.quick()
-    return [name if name in quick else f"{name}:time_limit={SEARCHES}" for name in names]
+    return [policies.limited(name, SEARCHES) for name in names]
 
 
 # -- steps ----------------------------------------------------------------------------------------

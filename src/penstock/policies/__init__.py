@@ -18,7 +18,7 @@ from penstock.ir.policy import Accounted, Need, Policy, Problem
 from penstock.simulate.accounting import counted
 from penstock.solve.best import Outcome, outcome
 
-__all__ = ["ask", "configured", "load", "names", "quick", "require", "words_of"]
+__all__ = ["ask", "configured", "limited", "load", "names", "quick", "require", "words_of"]
 
 _GROUP = "penstock.policies"
 
@@ -31,11 +31,16 @@ def names() -> tuple[str, ...]:
 
 def quick() -> tuple[str, ...]:
     """Those that need no time limit: the others are solvers, or searches, and slow."""
-    return tuple(
-        name
-        for name in names()
-        if "time_limit" not in {field.name for field in fields(load(name))}  # type: ignore[arg-type]
-    )
+    return tuple(name for name in names() if not _takes_a_limit(name))
+
+
+def limited(name: str, seconds: float) -> str:
+    """The policy `name` as it is asked for, with so many seconds if it takes a time limit."""
+    return f"{name}:time_limit={seconds:g}" if _takes_a_limit(name) else name
+
+
+def _takes_a_limit(name: str) -> bool:
+    return "time_limit" in {field.name for field in fields(load(name))}  # type: ignore[arg-type]
 
 
 def load(name: str) -> type[Policy]:
