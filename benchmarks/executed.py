@@ -54,11 +54,6 @@ MIB = 2**20
 Row = dict[str, Any]
 
 
-def quickly(name: str) -> str:
-    """The policy of that name; a solver stops early."""
-    return name if name in policies.quick() else f"{name}:time_limit={SOLVER:g}"
-
-
 # -- budgets --------------------------------------------------------------------------------------
 
 
@@ -92,14 +87,13 @@ def least_share(trace: Trace, machine: Machine, policy: str) -> tuple[float, str
 
 def carried_out(step: str, trace: Trace, machine: Machine, policy: str) -> tuple[float, Answer]:
     """The run at the least share that fits, or the next: a run has other slack than the recording."""
-    share, why = least_share(trace, machine, policy)
-    if not share:
-        return share, Failed(why)
-    ran = attempt(Trial(step, f"{share:.0%}", policy), LIMIT)
-    for larger in (other for other in SHARES if other > share):
+    least, why = least_share(trace, machine, policy)
+    if not least:
+        return least, Failed(why)
+    for share in SHARES[SHARES.index(least) :]:
+        ran = attempt(Trial(step, f"{share:.0%}", policy), LIMIT)
         if not isinstance(ran, Failed) or REFUSED not in ran.why:
             break
-        share, ran = larger, attempt(Trial(step, f"{larger:.0%}", policy), LIMIT)
     return share, ran
 
 
@@ -227,7 +221,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="begin no run after so many")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 200)
-    texts = options.policy or [quickly(name) for name in policies.names()]
+    texts = options.policy or [policies.limited(name, SOLVER) for name in policies.names()]
     ends = time.monotonic() + 60 * (options.minutes or 1e9)
     rows = known(options.json)
     done: list[Row] = []
