@@ -742,7 +742,7 @@ def _refuse_if_it_cannot_fit(problem: "Problem", found: "Outcome") -> None:
         enough = enough_mib(problem.budget + found.shortfall)
         fault = (
             "found no plan that fits; the step would run, evicting on demand. "
-            f"Raise the budget to {enough} MiB, or try another policy."
+            f"Raise the budget to {enough}, or try another policy."
         )
     else:
         return

@@ -97,7 +97,7 @@ class BudgetError(PenstockError):
         return (
             f"budget {mib(self.budget)} is too small: {self.op} needs {mib(self.least)} at once"
             + (f" ({filled})" if filled else "")
-            + f". Raise the budget to {enough_mib(self.least)} MiB or more "
+            + f". Raise the budget to {enough_mib(self.least)} or more "
             f"({mib(self.least - self.budget)} are missing), or make the step smaller."
         )
 
@@ -119,5 +119,5 @@ class StepChanged(UserWarning):
 
 
 def enough_mib(nbytes: int) -> str:
-    """As `mib`, without the unit, for a budget to ask for: never less than `nbytes`."""
-    return f"{-(-nbytes // 2**20):,}"
+    """Whole MiB, for a budget to ask for: never less than `nbytes`."""
+    return f"{-(-nbytes // 2**20):,} MiB"

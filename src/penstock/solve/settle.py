@@ -46,10 +46,8 @@ def settled(
     for decisions in smallest:
         tried(decisions)
     target, asked = budget, set[int]()
-    failed, solved = (
-        0,
-        max(budget, problem.trace.peak),
-    )  # the most that gave none, the least that did
+    failed = 0  # the most bytes that gave no answer
+    solved = max(budget, problem.trace.peak)  # the least that did, or must
     step = max(1, (solved - budget) // 10)
     for _ in range(_ROUNDS):
         left = deadline - time.monotonic()
