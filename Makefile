@@ -24,14 +24,14 @@ demo: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python benchmarks/gpu.py
 
+# All of them, also after one that failed.
+each = failed=0; for each in $(1); do echo "== $$each"; $(BIN)/python $$each || failed=1; done; exit $$failed
+
 bench: $(READY)
-	failed=0; for each in $(filter-out $(ALONE) $(EXAMS),$(wildcard benchmarks/[!_]*.py)); do \
-		echo "== $$each"; $(BIN)/python $$each || failed=1; \
-	done; exit $$failed
+	$(call each,$(filter-out $(ALONE) $(EXAMS),$(wildcard benchmarks/[!_]*.py)))
 
 exams: $(READY)
-	failed=0; for each in $(EXAMS); do echo "== $$each"; $(BIN)/python $$each || failed=1; done; \
-	exit $$failed
+	$(call each,$(EXAMS))
 
 bench-prediction: $(READY)
 	$(BIN)/python benchmarks/prediction.py
