@@ -1,7 +1,9 @@
 """A trace contradicts nobody, least of all itself."""
 
 from dataclasses import FrozenInstanceError, fields, replace
+from functools import cached_property
 
+import numpy as np
 import pytest
 from hypothesis import given
 
@@ -184,3 +186,22 @@ def test_nothing_uses_a_value_inside_its_gap(trace):
         inside = range(gap.start + 1, len(trace.ops) if gap.stop is None or gap.wraps else gap.stop)
         assert not set(inside) & set(trace.uses[gap.value])
         assert gap.start in trace.uses[gap.value]
+
+
+DERIVED = [name for name, one in vars(Trace).items() if isinstance(one, cached_property)]
+
+
+@given(traces())
+def test_what_is_derived_of_a_trace_that_is_relearnt_is_what_would_be_derived_anew(trace):
+    for name in DERIVED:
+        getattr(trace, name)
+    seconds = np.arange(2.0 * len(trace.ops)).reshape(-1, 2)
+    found = trace.relearnt(trace.slack + 1, seconds)
+    anew = replace(found)
+    for name in DERIVED:
+        if name != "columns":
+            np.testing.assert_equal(getattr(found, name), getattr(anew, name))
+    for column in fields(found.columns):
+        np.testing.assert_equal(
+            getattr(found.columns, column.name), getattr(anew.columns, column.name)
+        )
