@@ -216,8 +216,17 @@ MACHINE = {
             {"aten.mm": {"lunch": 1}},
             (
                 "device.costs.aten.mm has an unknown field 'lunch'; did you mean launch?; it takes "
-                "launch, flops, bandwidth, workspace, library"
+                "launch, flops, bandwidth, workspace, library, seen"
             ),
+        ),
+        *(
+            ("device.costs", {"aten.mm": {"seen": seen}}, f"device.costs.aten.mm.seen{reason}")
+            for seen, reason in (
+                (3, " must be a list of [flops, moved, seconds, workspace], not 3"),
+                ([[1, 2]], " must be a list of [flops, moved, seconds, workspace], not [1, 2]"),
+                ([[1, "2", 3, 0]], '.moved must be a number, not "2"'),
+                ([[1, 2, -3, 0]], ".seconds must be 0 or more, and finite, not -3"),
+            )
         ),
         ("tiers", {}, "tiers must be a list, not {}"),
         ("tiers.0", "host", 'tiers[0] must be an object, not "host"'),

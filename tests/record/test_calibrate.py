@@ -4,10 +4,11 @@ from functools import partial
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.optim import AdamW
 
 from penstock.dispatch.resident import meter_for
-from penstock.ir.machine import Machine
+from penstock.ir.machine import Machine, Sample
 from penstock.record import calibrate
 from penstock.record.calibrate import calibrated
 from penstock.record.machine import describe
@@ -33,6 +34,27 @@ def test_ops_have_rates_and_the_host_has_its_pace(machine: Machine) -> None:
     assert "aten.embedding" not in costs  # one size says nothing of a rate
     assert all(costs[host].launch > 0 for host in HOSTS)
     assert machine.device.flops["float32"] > 0
+
+
+def test_of_two_passes_the_faster_counts_op_by_op(monkeypatch) -> None:
+    passes = iter([(3.0, 1.0), (2.0, 5.0)])
+    monkeypatch.setattr(calibrate, "_loops", lambda: [tiny()])
+
+    def measured(*_: object) -> list[calibrate.Keyed]:
+        sizes = zip((10, 1000), next(passes), strict=True)
+        return [("matmul", Sample(0, moved, seconds)) for moved, seconds in sizes]
+
+    monkeypatch.setattr(calibrate, "_measured", measured)
+    found = calibrated(describe(CPU, ()), CPU, meter_for(CPU)).device.costs["matmul"]
+    assert sorted(found.seen) == [(0, 10, 2.0, 0), (0, 1000, 1.0, 0)]
+
+
+@pytest.mark.parametrize("loop", calibrate._loops(), ids=lambda loop: loop.label)
+def test_every_loop_can_be_trained_without_a_device(loop: calibrate._Loop) -> None:
+    with FakeTensorMode():
+        loss = loop.make()()
+        loss.backward()
+    assert loss.shape == ()
 
 
 def test_what_a_process_takes_beside_its_tensors_is_told_by_kind_of_ops(monkeypatch) -> None:

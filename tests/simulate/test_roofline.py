@@ -1,14 +1,23 @@
 """Rooflines: an op costs its launch and the longer of arithmetic and traffic; calibration finds them."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import TraceError
-from penstock.ir.machine import Device, Machine, Rate
+from penstock.ir.machine import Device, Machine, Rate, Sample
 from penstock.ir.text import parse
 from penstock.ir.trace import Kind, Op, OpIndex, Phase, StorageId, Trace, Value, ValueId
-from penstock.simulate.roofline import Sample, class_of, fitted, freed_before, priced, rate_of
+from penstock.simulate.roofline import (
+    Corrected,
+    class_of,
+    fitted,
+    freed_before,
+    priced,
+    rate_of,
+)
 
 GB = 1e9
 
@@ -95,12 +104,20 @@ def test_a_trace_without_times_is_priced_and_freeing_costs_the_host() -> None:
 
 
 def test_libraries_keep_memory_once_a_step_calls_them() -> None:
-    kept = Machine(Device("d", 1 << 30, overhead=100, costs={"convolution": Rate(library=30.0)}))
-    values = (Value(ValueId(0), StorageId(0), 4096, Kind.ACTIVATION, 0, None),)
+    costs = {"convolution": Rate(library=30.0), "norm": Rate(library=20.0)}
+    kept = Machine(Device("d", 1 << 30, overhead=100, costs=costs))
+    values = [Value(ValueId(n), StorageId(n), 4096, Kind.ACTIVATION, OpIndex(n)) for n in (0, 1)]
+
+    def trace(*names: str) -> Trace:
+        ops = tuple(op(name, index=n) for n, name in enumerate(names))
+        return Trace(ops, tuple(values[: len(ops)]))
+
     slack = [
-        priced(Trace((op(name),), values), kept).slack for name in ("aten.mm", "aten.convolution")
+        priced(trace(*names), kept).slack
+        for names in (("aten.mm",), ("aten.convolution",), ("aten.convolution", "aten.softmax"))
     ]
     assert slack[1] - slack[0] == 30
+    assert slack[2] == slack[1]  # most of it is the same
     assert slack[0] >= 100
 
 
@@ -138,8 +155,16 @@ def test_one_size_says_only_how_long_it_took() -> None:
     assert found.seconds(0, 1000) == pytest.approx(2e-5)
 
 
-@pytest.mark.parametrize("wrong", [{"launch": -1.0}, {"flops": float("inf")}, {"bandwidth": -1e9}])
-def test_impossible_rates_are_refused(wrong: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"launch": -1.0},
+        {"flops": float("inf")},
+        {"bandwidth": -1e9},
+        {"seen": (Sample(1.0, 2.0, -3.0),)},
+    ],
+)
+def test_impossible_rates_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(TraceError, match="0 or more and finite"):
         Rate(**wrong)
 
@@ -152,3 +177,54 @@ def test_what_is_overwritten_in_place_gives_no_byte_back() -> None:
         f c    y     -> z:A1K 1ms
     """)
     assert freed_before(trace) == [0, 0, 0, 4 << 10]  # h dies with op 2, not with op 1
+
+
+# -- sizes that were seen -------------------------------------------------------------------------
+
+CACHED = Rate(bandwidth=1e9, seen=(Sample(0, 1e6, 0.5e-3), Sample(0, 1e8, 0.2, 5e7)))
+"""Twice as fast as its roofline where a cache holds it; half as fast, with scratch, where none does."""
+
+
+def seconds(moved: float, rate: Rate = CACHED) -> float:
+    return Corrected(rate).cost(0, int(moved))[0]
+
+
+def scratch(moved: float) -> float:
+    return Corrected(CACHED).cost(0, int(moved))[1]
+
+
+def test_near_a_size_that_was_seen_its_scratch_counts() -> None:
+    assert scratch(1e6) == pytest.approx(0, abs=1)
+    assert scratch(1e8) == pytest.approx(5e7, rel=0.1)
+    assert scratch(1.2e8) == pytest.approx(6e7, rel=0.1)
+
+
+def test_near_a_size_that_was_seen_its_time_counts() -> None:
+    assert seconds(1e6) == pytest.approx(0.5e-3, rel=0.1)
+    assert seconds(1.2e6) == pytest.approx(0.6e-3, rel=0.1)
+    assert seconds(1e8) == pytest.approx(0.2, rel=0.1)
+
+
+def test_far_from_all_sizes_the_roofline_counts() -> None:
+    assert seconds(1e7) == pytest.approx(1e-2, rel=0.01)
+
+
+def test_beyond_the_sizes_that_were_seen_the_edge_counts() -> None:
+    assert seconds(1e10) / 1e10 == pytest.approx(seconds(1e8) / 1e8)
+    assert seconds(1e3) / 1e3 == pytest.approx(seconds(1e6) / 1e6)
+
+
+def test_a_rate_that_was_stated_is_not_put_right() -> None:
+    assert seconds(123.0, Rate(launch=1.0, bandwidth=1.0)) == 124.0
+
+
+def test_a_fit_keeps_the_median_of_each_size() -> None:
+    times = {1000: (1.0, 9.0, 2.0), 2000: (4.0,)}
+    found = fitted([Sample(5, moved, one, moved) for moved in times for one in times[moved]])
+    assert sorted(found.seen) == [(5, 1000, 2.0, 1000), (5, 2000, 4.0, 2000)]
+    assert found.workspace == 1.0
+
+
+def test_a_trace_is_priced_by_the_sizes_that_were_seen() -> None:
+    found = priced(two_ops(), Machine(Device("d", 1 << 30, costs={"pointwise": CACHED})))
+    assert found.ops[1].seconds == pytest.approx(0.5e-3, rel=0.1)

@@ -1,12 +1,13 @@
 """The hardware as data: a device, the tiers below it, and the links between."""
 
 import math
-from dataclasses import astuple, dataclass, field, replace
-from typing import Self
+from dataclasses import dataclass, field, fields, replace
+from itertools import chain
+from typing import NamedTuple, Self
 
 from penstock.errors import TraceError, mib, nearest
 
-__all__ = ["DTYPES", "Device", "Direct", "Link", "Machine", "Rate", "Tier"]
+__all__ = ["DTYPES", "Device", "Direct", "Link", "Machine", "Rate", "Sample", "Tier"]
 
 DTYPES = (
     *("float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"),
@@ -72,11 +73,21 @@ class Tier:
             )
 
 
+class Sample(NamedTuple):
+    """An op that ran, or those of one size: what it had to do, and what it took."""
+
+    flops: float
+    moved: float  # bytes
+    seconds: float
+    workspace: float = 0  # bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Rate:
     """What an op costs: `launch`, and then the longer of its arithmetic and its traffic (a roofline).
 
-    A rate of 0 says that this part costs nothing.
+    A rate of 0 says that this part costs nothing. `seen` is what the roofline was fitted to, by which
+    `simulate.roofline` puts it right for sizes near those.
     """
 
     launch: float = 0.0  # seconds
@@ -84,9 +95,11 @@ class Rate:
     bandwidth: float = 0.0  # bytes per second
     workspace: float = 0.0  # bytes, for each byte that it moves
     library: float = 0.0  # bytes that its kernels keep for themselves, once one ran
+    seen: tuple[Sample, ...] = ()
 
     def __post_init__(self) -> None:
-        if not all(0 <= one < math.inf for one in astuple(self)):
+        *rates, seen = (getattr(self, one.name) for one in fields(self))
+        if not all(0 <= one < math.inf for one in chain(rates, *seen)):
             raise TraceError(f"an op's rates must be 0 or more and finite, not {self}")
 
     def seconds(self, flops: float, moved: float) -> float:

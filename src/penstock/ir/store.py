@@ -17,7 +17,7 @@ import numpy as np
 import zstandard
 
 from penstock.errors import TraceError, nearest
-from penstock.ir.machine import Device, Direct, Link, Machine, Rate, Tier
+from penstock.ir.machine import Device, Direct, Link, Machine, Rate, Sample, Tier
 from penstock.ir.plan import Decision, Place, Plan, Recompute, Swap
 from penstock.ir.schedule import Cause
 from penstock.ir.timeline import Timeline
@@ -273,7 +273,20 @@ def _read_rate(costs: Json, ops: str) -> Rate:
                 f"{where} has an unknown field {name!r}{nearest(name, known)}; it takes "
                 f"{', '.join(known)}"
             )
-    return Rate(**{name: _number(rate, name, where) for name in rate})
+    rates = {name: _number(rate, name, where) for name in rate if name != "seen"}
+    return Rate(**rates, seen=_read_seen(rate.get("seen", []), where))
+
+
+def _read_seen(seen: Any, where: str) -> tuple[Sample, ...]:
+    found = []
+    for one in seen if isinstance(seen, list) else [seen]:
+        if not isinstance(one, list) or len(one) != len(Sample._fields):
+            raise TraceError(
+                f"{where}.seen must be a list of [{', '.join(Sample._fields)}], not {_shown(one)}"
+            )
+        size = dict(zip(Sample._fields, one, strict=True))
+        found.append(Sample(*(_number(size, name, f"{where}.seen") for name in size)))
+    return tuple(found)
 
 
 def _read_tier(body: Json, position: int) -> Tier:

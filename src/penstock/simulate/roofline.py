@@ -2,27 +2,29 @@
 
 Idea      An op takes its launch, and then the longer of its arithmetic and its traffic. Rates are
           what calibration measured of that very op; else of its class; else the machine's peak
-          rates times what kernels of that class usually reach.
-Assumes   That ops of one name differ only in flops and bytes. Small matrices and odd shapes reach
-          less; calibrate with steps like yours. The host's time counts beside that of ops on a CPU;
+          rates times what kernels of that class usually reach. Where calibration saw sizes near an
+          op's, the roofline is put right by how far it was off there.
+Assumes   That ops of one name differ only in flops and bytes. Odd shapes reach less; calibrate with
+          steps like yours. The host's time counts beside that of ops on a CPU;
           a GPU works off a queue, and waits for the host only where that is empty.
 Inferred  The usual shares below: from public benchmarks of cuBLAS, cuDNN and attention kernels,
           rounded. They are meant for ranking machines; calibrate for truth.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from penstock.ir.machine import Device, Machine, Rate
+from penstock.ir.machine import Device, Machine, Rate, Sample
 from penstock.ir.trace import Op, Trace
 from penstock.simulate.allocators import allocations, cpu, least_reserved
 from penstock.simulate.queue import idle_before
 
 __all__ = [
-    "Sample",
+    "Corrected",
     "class_of",
     "fitted",
     "freed_before",
@@ -62,6 +64,12 @@ _RIDGES = 33
 """Places that are tried for the ridge of a roofline."""
 _LAUNCH = 4e-6
 """Seconds that a GPU kernel takes at least, from one launch to the next."""
+_LEAST = 1e-9
+"""Seconds that count as none."""
+_NEAR = 0.35
+"""How near another size is, in factors of e: the width of a normal weight."""
+_ROOFLINE = 0.1
+"""The weight of the roofline itself beside that of a measured size."""
 
 
 def priced(trace: Trace, machine: Machine) -> Trace:
@@ -72,36 +80,80 @@ def priced(trace: Trace, machine: Machine) -> Trace:
     """
     if trace.seconds:
         return trace
-    rates = [rate_of(machine.device, op) for op in trace.ops]
-    seconds = [rate.seconds(op.flops, op.moved) for rate, op in zip(rates, trace.ops, strict=True)]
+    device = machine.device
+    names = [keys_of(op)[0] for op in trace.ops]
+    rates = {name: rate_of(device, op) for name, op in zip(names, trace.ops, strict=True)}
+    rates |= {host_key(op): device.costs.get(host_key(op), Rate()) for op in trace.ops}
+    corrected = {name: Corrected(rate) for name, rate in rates.items()}
+    costs = [
+        corrected[name].cost(op.flops, op.moved) for name, op in zip(names, trace.ops, strict=True)
+    ]
     hosts = [
-        machine.device.costs.get(host_key(op), Rate()).seconds(0, freed)
+        corrected[host_key(op)].cost(0, freed)[0]
         for op, freed in zip(trace.ops, freed_before(trace), strict=True)
     ]
     if trace.device == "cuda":
-        hosts = idle_before([op.name for op in trace.ops], hosts, seconds)
+        hosts = idle_before([op.name for op in trace.ops], hosts, [own for own, _ in costs])
     found = replace(
         trace,
         ops=tuple(
-            replace(
-                op,
-                seconds=own,
-                host_seconds=host,
-                workspace=op.workspace or int(rate.workspace * op.moved),
-            )
-            for op, own, host, rate in zip(trace.ops, seconds, hosts, rates, strict=True)
+            replace(op, seconds=own, host_seconds=host, workspace=op.workspace or scratch)
+            for op, (own, scratch), host in zip(trace.ops, costs, hosts, strict=True)
         ),
     )
     requests = allocations(found)
     held = least_reserved(requests) if trace.device == "cuda" else cpu(requests).reserved_peak
-    return replace(found, slack=max(0, held - found.peak) + _overhead(trace, machine.device))
+    return replace(found, slack=max(0, held - found.peak) + _overhead(trace, device))
 
 
 def _overhead(trace: Trace, device: Device) -> int:
-    """Bytes that the process takes beside its tensors: what any training takes, and these kernels."""
+    """Bytes that the process takes beside its tensors: what any training takes, and these kernels.
+
+    Threads, their buffers and most code are the same for all kinds of kernels: the largest counts.
+    """
     kinds = {class_of(op.name) for op in trace.ops}
-    kept = sum(device.costs[kind].library for kind in kinds if kind in device.costs)
+    kept = max((device.costs[kind].library for kind in kinds if kind in device.costs), default=0)
     return device.overhead + int(kept)
+
+
+class Corrected:
+    """A rate, put right by what was seen of sizes near: fast caches, huge pages, small matrices.
+
+    Measured over predicted seconds, as logarithms, and scratch for each byte moved are averaged with
+    weights by nearness. Beyond the sizes that were seen, those at the edge count.
+    """
+
+    def __init__(self, rate: Rate) -> None:
+        self._rate = rate
+        self._known: dict[tuple[int, int], tuple[float, int]] = {}
+        flops, moved, seconds, workspace = np.array(rate.seen, float).reshape(-1, 4).T
+        predicted = [rate.seconds(one.flops, one.moved) for one in rate.seen]
+        self._sizes = _logarithms(flops, moved)
+        self._off = np.log(np.maximum(seconds, _LEAST) / np.maximum(predicted, _LEAST))
+        self._more = workspace / np.maximum(moved, 1) - rate.workspace
+
+    def cost(self, flops: int, moved: int) -> tuple[float, int]:
+        """Seconds and bytes of workspace of an op of that size."""
+        size = flops, moved
+        if size not in self._known:
+            self._known[size] = self._cost(flops, moved)
+        return self._known[size]
+
+    def _cost(self, flops: int, moved: int) -> tuple[float, int]:
+        off, more = 0.0, 0.0
+        if self._rate.seen:
+            sizes = self._sizes
+            here = np.clip(_logarithms(flops, moved), sizes.min(axis=0), sizes.max(axis=0))
+            weights = np.exp(-(((sizes - here) / _NEAR) ** 2).sum(axis=1) / 2)
+            weights /= weights.sum() + _ROOFLINE
+            off, more = float(weights @ self._off), float(weights @ self._more)
+        seconds = self._rate.seconds(flops, moved) * math.exp(off)
+        return seconds, int(max(0.0, self._rate.workspace + more) * moved)
+
+
+def _logarithms(*columns: ArrayLike) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = np.log(np.maximum(np.stack(columns, axis=-1), 1.0))
+    return found
 
 
 def rate_of(device: Device, op: Op) -> Rate:
@@ -143,25 +195,16 @@ def freed_before(trace: Trace) -> list[int]:
 # -- calibration --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One op that ran: what it had to do, and what it took."""
-
-    flops: int
-    moved: int  # bytes
-    seconds: float
-    workspace: int = 0  # bytes
-
-
 def fitted(samples: Sequence[Sample]) -> Rate:
-    """The roofline that fits best: the least sum of squared relative errors.
+    """The roofline that fits best, and what it was fitted to: the median of each size.
 
-    Arithmetic bounds the ops above some intensity (flops for each byte), traffic those below: try
-    where the ridge may lie, and fit the two sides together.
+    The least sum of squared relative errors. Arithmetic bounds the ops above some intensity (flops for
+    each byte), traffic those below: try where the ridge may lie, and fit the two sides together.
     """
+    samples = _by_size(samples)
     flops = np.array([one.flops for one in samples], float)
     moved = np.array([one.moved for one in samples], float)
-    seconds = np.array([max(one.seconds, 1e-9) for one in samples])
+    seconds = np.array([max(one.seconds, _LEAST) for one in samples])
     intensity = flops / np.maximum(moved, 1.0)
     ridges = np.unique(np.quantile(intensity, np.linspace(0, 1, _RIDGES), method="nearest"))
     best, least = Rate(float(np.median(seconds))), np.inf
@@ -177,7 +220,26 @@ def fitted(samples: Sequence[Sample]) -> Rate:
             least = error
             best = Rate(launch, _rate(per_flop), _rate(per_byte))
     scratch = [one.workspace / one.moved for one in samples if one.moved]
-    return replace(best, workspace=float(np.median(scratch)) if scratch else 0.0)
+    return replace(
+        best,
+        workspace=float(np.median(scratch)) if scratch else 0.0,
+        seen=tuple(samples),
+    )
+
+
+def _by_size(samples: Sequence[Sample]) -> list[Sample]:
+    """One for each size: its medians."""
+    sizes: dict[tuple[float, float], list[Sample]] = {}
+    for one in samples:
+        sizes.setdefault((one.flops, one.moved), []).append(one)
+    return [
+        Sample(
+            *size,
+            float(np.median([one.seconds for one in those])),
+            int(np.median([one.workspace for one in those])),
+        )
+        for size, those in sizes.items()
+    ]
 
 
 def _not_negative(columns: NDArray[np.float64]) -> tuple[float, float, float]:
