@@ -31,7 +31,7 @@ BUFFERS = st.lists(
 def test_buffers_that_never_meet_share_their_place():
     packing = assign([Buffer(0, 2, 7), Buffer(2, 4, 7)])
     assert packing == Packing((0, 0), 7, 7)
-    assert packing.proved
+    assert packing.proven
 
 
 def test_the_smallest_gap_that_has_room_is_taken():
@@ -47,7 +47,7 @@ def test_without_a_gap_a_buffer_goes_on_top_of_what_is_alive():
 
 def test_the_toy_of_minimalloc_fits_in_12():
     packing = assign(TOY)
-    assert (packing.height, packing.proved) == (12, True)
+    assert (packing.height, packing.proven) == (12, True)
     assert check(TOY, packing.offsets) == []
 
 
@@ -70,7 +70,7 @@ def test_a_packing_has_no_overlap_and_is_no_lower_than_what_is_alive_at_once(wan
 def test_the_exact_packing_is_the_lowest_of_all(wanted):
     packing = exact(wanted)
     assert check(wanted, packing.offsets) == []
-    assert packing.proved
+    assert packing.proven
     assert packing.height == lowest([b for b in wanted if b.stop > b.start])
 
 
@@ -79,9 +79,9 @@ HARD = [Buffer(5, 9, 4), Buffer(3, 7, 3), Buffer(3, 5, 3), Buffer(2, 5, 3)]
 
 
 def test_the_exact_packing_is_lower_than_the_greedy_one_where_that_errs():
-    assert (assign(HARD).height, assign(HARD).proved) == (10, False)
+    assert (assign(HARD).height, assign(HARD).proven) == (10, False)
     packing = exact(HARD)
-    assert (packing.height, packing.proved) == (9, True)
+    assert (packing.height, packing.proven) == (9, True)
     assert check(HARD, packing.offsets) == []
     assert exact(HARD, capacity=9).height == 9
     assert exact(HARD, capacity=10) == assign(HARD)  # low enough
@@ -90,7 +90,7 @@ def test_the_exact_packing_is_lower_than_the_greedy_one_where_that_errs():
 def test_where_the_lowest_packing_is_above_what_is_alive_that_is_proved_too():
     assert assign(GAP).floor == 5
     packing = exact(GAP)
-    assert (packing.height, packing.floor, packing.proved) == (6, 6, True)
+    assert (packing.height, packing.floor, packing.proven) == (6, 6, True)
     assert lowest(GAP) == 6
     refused = exact(GAP, capacity=5)
     assert (refused.height, refused.floor) == (assign(GAP).height, 6)
@@ -118,10 +118,10 @@ def test_a_capacity_that_nothing_can_meet_is_known_to_be_one():
     assert packing.floor == 12
 
 
-def test_without_time_the_greedy_packing_stands_and_is_not_called_proved():
+def test_without_time_the_greedy_packing_stands_and_is_not_called_proven():
     packing = exact(HARD, seconds=0)
     assert packing == assign(HARD)
-    assert not packing.proved
+    assert not packing.proven
 
 
 def test_what_is_alive_in_a_step_becomes_buffers():
@@ -175,15 +175,15 @@ def test_the_lowest_packing_is_found_beside_highs():
     pytest.importorskip("highspy")
     twice = [*GAP, *(Buffer(b.start + 20, b.stop + 20, 2 * b.nbytes) for b in GAP)]
     packing = exact(twice)
-    assert packing.proved
+    assert packing.proven
     assert packing.height == 12
 
 
 def test_without_ortools_the_error_says_what_to_install(monkeypatch):
     for name in ("ortools", "ortools.sat", "ortools.sat.python"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert exact(TOY).proved  # best fit was enough
-    assert exact(HARD).proved  # the search was enough
+    assert exact(TOY).proven  # best fit was enough
+    assert exact(HARD).proven  # the search was enough
     # It takes 2 more than what is alive at once, so the search for that tells only that 1 is missing.
     twice = [*GAP, *(Buffer(b.start + 20, b.stop + 20, 2 * b.nbytes) for b in GAP)]
     assert exact(twice, capacity=12).height == 12

@@ -20,7 +20,7 @@ def lowest(
     seconds: float,
     workers: int,
 ) -> dict[str, Any]:
-    """Offsets for boxes of (start, stop, size), as low as found in `seconds`, and the proved bound.
+    """Offsets for boxes of (start, stop, size), as low as found in `seconds`, and the proven bound.
 
     `status` is `found`, `unknown` (nothing in time) or what CP-SAT objects to.
     """

@@ -38,7 +38,7 @@ class Packing:
     floor: int
 
     @property
-    def proved(self) -> bool:
+    def proven(self) -> bool:
         """Is it certain that no packing is lower?"""
         return self.height == self.floor
 
@@ -72,7 +72,7 @@ def assign(wanted: Sequence[Buffer], *, alignment: int = 1) -> Packing:
         packing = Packing(offsets, _height(wanted, offsets), floor)
         if best is None or packing.height < best.height:
             best = packing
-        if best.proved:
+        if best.proven:
             break
     assert best is not None
     return best
@@ -119,7 +119,7 @@ def exact(
     seconds: float = 60.0,
     workers: int = 1,
 ) -> Packing:
-    """The lowest packing, or the lowest that was found in `seconds`: see `proved`.
+    """The lowest packing, or the lowest that was found in `seconds`: see `proven`.
 
     With `capacity`, any packing of at most that height will do. Without it, half of the time goes to
     the search for one as high as what is alive at once, half to CP-SAT; which needs the package
@@ -127,7 +127,7 @@ def exact(
     """
     wanted = _aligned(wanted, alignment)
     start = assign(wanted)
-    if start.proved or (capacity is not None and start.height <= capacity):
+    if start.proven or (capacity is not None and start.height <= capacity):
         return start
     goal = start.floor if capacity is None else capacity
     if goal < start.floor:
@@ -139,7 +139,7 @@ def exact(
     unit = math.gcd(*(buffer.nbytes for buffer in wanted))
     if found == "impossible":
         start = replace(start, floor=(goal // unit + 1) * unit)
-    if capacity is not None or start.proved:
+    if capacity is not None or start.proven:
         return start
     return _lowest(wanted, start, unit, seconds / 2, workers)
 
