@@ -29,7 +29,7 @@ SMALL = [
     entry("keep", 0.8, 10.0, shortfall=200 * MIB, peak=1000 * MIB),
     entry("swap", 0.8, 10.4, swaps=7, moved=300 * MIB, stalled=0.4),
     entry("remake", 0.8, 12.0, recomputes=1, again=2.0),
-    entry("solver", 0.8, 10.2, swaps=1, recomputes=2, allowed=30.0, took=30.5),
+    entry("solver", 0.8, 10.2, swaps=1, recomputes=2, cut_short=True, took=30.5),
     entry("picky", 0.8, problem="policy Picky needs a tier below the device"),
     entry("slow", 0.8, problem="planning was given up after 5 s", limit=5.0, took=5.0),
     entry("keep", 0.4, 10.0, shortfall=600 * MIB, peak=1000 * MIB),

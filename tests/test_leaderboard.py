@@ -225,10 +225,10 @@ def test_what_a_plan_would_fit_in_is_what_it_lacks_on_the_device() -> None:
     assert lacking.least == lacking.budget + found.shortfall
 
 
-def test_a_point_says_how_long_its_policy_may_search() -> None:
-    names = ["keep", "poet:time_limit=7"]
-    keep, poet = compare(CASES[:1], [1 << 30], names, processes=1)
-    assert (keep.allowed, poet.allowed) == (0.0, 7.0)
+def test_a_point_says_whether_a_time_limit_ended_the_search() -> None:
+    names = ["keep", "home:time_limit=0", "home:time_limit=60"]
+    keep, hasty, home = compare(CASES[:1], [Share(0.7)], names, processes=1)
+    assert (keep.cut_short, hasty.cut_short, home.cut_short) == (False, True, False)
 
 
 def test_a_policy_that_does_not_exist_is_refused_at_once() -> None:

@@ -52,10 +52,6 @@ class Case(NamedTuple):
     machine: Machine
 
 
-_FIRST_CALL = 0.7
-"""The share of its time that a method gives to the first of several calls of a solver."""
-
-
 @dataclass(frozen=True, slots=True)
 class Entry:
     """What a policy made of a case at a budget: one line of the results.
@@ -84,7 +80,7 @@ class Entry:
     swaps: int = 0  # decisions of the plan
     recomputes: int = 0
     places: int = 0
-    allowed: float = 0.0  # seconds that the policy gives itself; 0: it needs no limit
+    cut_short: bool = False  # a time limit ended the policy's search: nothing is proven
     foretold: float = 0.0  # seconds
     foretold_peak: int = 0  # bytes
 
@@ -101,11 +97,6 @@ class Entry:
     def least(self) -> int:
         """Bytes on the device with which this plan would fit."""
         return self.budget + self.shortfall - self.below
-
-    @property
-    def is_cut_short(self) -> bool:
-        """May the policy's own time limit have ended its search? Then nothing is proven."""
-        return 0 < _FIRST_CALL * self.allowed <= self.took
 
     @property
     def slowdown(self) -> float:
@@ -364,7 +355,6 @@ def _serve(pipe: Connection) -> None:
 def measured(trace: Trace, machine: Machine, entry: Entry) -> Entry:
     """`entry` with what its policy makes of its budget."""
     policy = policies.configured(entry.policy)
-    entry = replace(entry, allowed=float(getattr(policy, "time_limit", 0.0)))
     began = time.perf_counter()
     try:
         found = policies.ask(policy, Problem(trace, machine, entry.budget))
@@ -383,6 +373,7 @@ def measured(trace: Trace, machine: Machine, entry: Entry) -> Entry:
         below=int(found.overfull),
         swaps=len(found.plan.swaps),
         recomputes=len(found.plan.recomputes),
+        cut_short=found.plan.cut_short,
         places=len(found.plan.places),
     )
 

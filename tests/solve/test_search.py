@@ -53,6 +53,13 @@ def test_a_time_limit_of_nothing_still_gives_an_answer():
     costs = Ledger(seconds(sum), evaluations=100, time_limit=0.0)
     swarm(costs, [(2, 2), (1, 1)], iterations=9)
     assert costs.best == (2, 2)
+    assert costs.is_cut_short
+
+
+def test_a_search_that_its_count_ends_is_not_cut_short():
+    costs = Ledger(seconds(sum), evaluations=1, time_limit=60.0)
+    swarm(costs, [(2, 2), (1, 1)], iterations=9)
+    assert (len(costs.known), costs.is_cut_short) == (1, False)
 
 
 # -- swarm ----------------------------------------------------------------------------------------

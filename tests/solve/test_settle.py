@@ -35,7 +35,15 @@ def test_from_however_low_a_budget_what_a_solver_can_do_is_found(share: float) -
         asked.append(nbytes)
         if nbytes < 0.95 * need:
             raise SolveError("none with so few bytes")
-        return dropped(), need
+        return Answer(dropped(), need, cut_short=False)
 
     assert settled(problem, solve, [], 60.0) == wanted.plan
     assert max(asked) <= max(TRACE.peak, need)
+
+
+@pytest.mark.parametrize(("proven", "seconds"), [(True, 60.0), (False, 60.0), (True, 0.0)])
+def test_a_plan_says_whether_a_time_limit_ended_the_search(proven: bool, seconds: float) -> None:
+    problem = Problem(TRACE, MACHINE, TRACE.peak)
+    answer = Answer(dropped(), TRACE.peak, cut_short=not proven)
+    found = settled(problem, lambda *_: answer, [dropped()], seconds)
+    assert found.cut_short == (not proven or not seconds)

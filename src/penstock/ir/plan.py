@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Self, TypeAlias, assert_never
@@ -80,6 +80,7 @@ class Plan:
 
     decisions: tuple[Decision, ...] = ()
     policy: str = ""  # who made it
+    cut_short: bool = False  # a time limit ended the search for a better one: nothing is proven
 
     @cached_property
     def swaps(self) -> tuple[Swap, ...]:
@@ -99,7 +100,7 @@ class Plan:
         return tuple(d for d in self.decisions if not isinstance(d, Place))
 
     def plus(self, decisions: Iterable[Decision]) -> Self:
-        return type(self)((*self.decisions, *decisions), self.policy)
+        return replace(self, decisions=(*self.decisions, *decisions))
 
     def counts(self) -> dict[str, int]:
         """Number of decisions of each sort, e.g. `{"swap": 12, "recompute": 30}`.

@@ -389,6 +389,7 @@ def _write_plan(plan: Plan) -> Json:
     return {
         **_head("plan"),
         "policy": plan.policy,
+        "cut_short": plan.cut_short,
         "decisions": [_decision(d) for d in plan.decisions],
     }
 
@@ -419,7 +420,8 @@ def _decision(decision: Decision) -> Json:
 
 
 def _read_plan(body: Json) -> Plan:
-    return Plan(tuple(_read_decision(row) for row in body["decisions"]), body.get("policy", ""))
+    decisions = tuple(_read_decision(row) for row in body["decisions"])
+    return Plan(decisions, body.get("policy", ""), body.get("cut_short", False) is True)
 
 
 def _read_decision(row: Json) -> Decision:

@@ -128,7 +128,7 @@ class Autoswap:
 
         ledger = Ledger(cost, evaluations=self.evaluations, time_limit=self.time_limit)
         bayesian(ledger, [tuple(row) for row in np.eye(len(SCORES)).tolist()], seed=self.seed)
-        return chosen[ledger.best]
+        return replace(chosen[ledger.best], cut_short=ledger.is_cut_short)
 
     def ranked(self, gaps: Sequence[Gap], score: NDArray[np.float64], peak: int) -> list[Gap]:
         """The gaps across the peak, best first, and then the others."""

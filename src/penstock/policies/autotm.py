@@ -17,7 +17,7 @@ Inferred  The paper profiles each kernel for each placement of its tensors. A tr
 Reads     The trace with its seconds; the first tier with direct access, or else the first; the budget.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from penstock.ir.plan import Plan
@@ -60,7 +60,8 @@ class Autotm:
             return problem.given
         sought, found = self.solve(problem)
         where = {one: sought.stretches(one, found) for one in sought.storages}
-        return problem.given.plus(decisions(problem, tier, where))
+        plan = problem.given.plus(decisions(problem, tier, where))
+        return replace(plan, cut_short=not found.proven)
 
     def solve(self, problem: Problem) -> tuple[Programme, Solution]:
         """The programme and its solution, which says what the step costs."""

@@ -61,7 +61,8 @@ class Checkmate:
 
         def solved(budget: int, seconds: float) -> Answer:
             staged = self.solve(condensed.graph, budget, seconds)
-            return condensed.decisions(staged), peak(condensed.graph, staged)
+            is_cut_short = self.rounding is None and not staged.proven
+            return Answer(condensed.decisions(staged), peak(condensed.graph, staged), is_cut_short)
 
         nothing_held = condensed.decisions(forced(condensed.graph, ()))
         return settled(problem, solved, [nothing_held], self.time_limit)

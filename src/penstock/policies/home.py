@@ -18,7 +18,7 @@ Reads     The trace with its seconds, the first tier (past its room, the next), 
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
 
@@ -98,7 +98,7 @@ class Home:
             choices=choices,
             seed=self.seed,
         )
-        return plan(problem, maps, ledger.best)
+        return replace(plan(problem, maps, ledger.best), cut_short=ledger.is_cut_short)
 
     def starts(self, choices: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
         random = np.random.default_rng(self.seed)

@@ -63,7 +63,8 @@ class Poet:
             start = self.start(graph, paging, budget, seconds / 3)
             left = max(1.0, deadline - time.monotonic())
             staged = solve(graph, budget, left, paging=paging, start=start)
-            return condensed.decisions(staged, tier), peak(graph, staged)
+            decisions = condensed.decisions(staged, tier)
+            return Answer(decisions, peak(graph, staged), not staged.proven)
 
         dropped = forced(graph, ())
         copied = paged(graph, dropped, paging)

@@ -19,7 +19,7 @@ Reads     The trace with its seconds, the budget.
 
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -61,10 +61,11 @@ class Rotor:
     def __call__(self, problem: Problem) -> Plan:
         if Pressure(problem).is_relieved:
             return problem.given
-        return best(problem, self.candidates(problem)).plan
-
-    def candidates(self, problem: Problem) -> Iterator[Plan]:
         deadline = time.monotonic() + self.time_limit
+        plan = best(problem, self.candidates(problem, deadline)).plan
+        return replace(plan, cut_short=plan.cut_short or time.monotonic() > deadline)
+
+    def candidates(self, problem: Problem, deadline: float) -> Iterator[Plan]:
         yield problem.given
         gaps = alone(problem, problem.free_saved_gaps(self.smallest))
         for width in range(1, self.widths + 1):

@@ -19,7 +19,7 @@ Reads     The trace with its seconds, the first tier (past its room, the next), 
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -140,7 +140,7 @@ class Swapadvisor:
             mutate=lambda one, random: self.mutated(one, asked, random),
             seed=self.seed,
         )
-        return plan(ledger.best)
+        return replace(plan(ledger.best), cut_short=ledger.is_cut_short)
 
     def first_generation(self, asked: Objects) -> list[Allocation]:
         """A class for each size, one class for all, and random ones; objects for all that is alive."""

@@ -70,7 +70,7 @@ def comparison_of(entries: Sequence[Entry], *, measured: bool = False) -> Json:
                 name: [_figure(entry, name) for entry in found]
                 for name in (*_FIGURES, *(_FORETOLD if measured else ()))
             },
-            "cut": [int(entry is not None and entry.is_cut_short) for entry in found],
+            "cut": [int(entry is not None and entry.cut_short) for entry in found],
             "problem": [0 if entry is None else number[entry.problem] for entry in found],
         },
         "problems": problems,

@@ -529,7 +529,7 @@
         || (!of("moved") && !of("again") && "keeps everything"));
       lines.push(listed(of("moved") && `moves ${mib(of("moved"))}`, of("stalled") && `waits ${duration(of("stalled"))}`,
         of("again") && `computes ${duration(of("again"))} again`));
-      lines.push(`planned in ${duration(of("took"))}${of("cut") ? "; its own time limit may have ended the search, so it is not proven the best" : ""}`);
+      lines.push(`planned in ${duration(of("took"))}${of("cut") ? "; its own time limit ended the search: it is not proven the best" : ""}`);
       return lines.filter(Boolean);
     }
 

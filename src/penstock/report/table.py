@@ -44,6 +44,8 @@ def forecast(trace: Trace, machine: Machine, budget: int, found: Outcome) -> Tab
         "at the peak": holders(timeline.at_peak()),
         "machine": machine.device.name,
     }
+    if found.plan.cut_short:
+        rows["search"] = "ended by its time limit: not proven the best"
     if found.shortfall:
         rows["does not fit"] = (
             f"{mib(found.shortfall)} are missing at {trace.describe_op(found.schedule.worst)}"
@@ -76,11 +78,13 @@ def comparison(entries: Sequence[Entry]) -> Table:
             mib(entry.peak),
             "yes" if entry.fits else f"no, {mib(entry.shortfall)} over",
             f"{entry.seconds:.4g} s",
-            _ratio(entry.seconds, entry.plain),
+            "~" * entry.cut_short + _ratio(entry.seconds, entry.plain),
             f"{entry.stalled:.3g} s",
             f"{entry.again:.3g} s",
             mib(entry.moved),
         )
+    if any(entry.cut_short for entry in entries):
+        table.caption = "~ a time limit ended the search: not proven the best"
     return table
 
 

@@ -130,7 +130,7 @@ class Blocks:
             if misses == _MISSES or time.monotonic() > deadline:
                 break
             misses = 0 if fits(position) else misses + 1
-        return found.plan
+        return replace(found.plan, cut_short=time.monotonic() > deadline)
 
     def with_runs(self, runs: list[Run]) -> Plan:
         return self.problem.given.plus(together(self.problem, self.decisions(runs)))

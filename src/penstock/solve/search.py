@@ -35,12 +35,15 @@ class Ledger(Generic[C]):
         self._cost, self._evaluations = cost, evaluations
         self._deadline = monotonic() + time_limit
         self.known: dict[C, Rank] = {}  # in the order in which they were priced
+        self.is_cut_short = False  # by its time
 
     def __call__(self, candidate: C) -> Rank:
         if (rank := self.known.get(candidate)) is not None:
             return rank
-        is_late = len(self.known) >= self._evaluations or monotonic() > self._deadline
-        if self.known and is_late:
+        if self.known and len(self.known) >= self._evaluations:
+            raise _Enough
+        if self.known and monotonic() > self._deadline:
+            self.is_cut_short = True
             raise _Enough
         self.known[candidate] = rank = self._cost(candidate)
         return rank

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from dataclasses import replace
+from typing import NamedTuple
 
 from penstock.errors import SolveError
 from penstock.ir.plan import Decision, Plan, Recompute, Swap
@@ -16,8 +17,13 @@ __all__ = ["Answer", "settled", "together"]
 _ROUNDS = 8
 """How often the solver is asked, at most."""
 
-Answer: TypeAlias = tuple[Sequence[Decision], int]
-"""Decisions, and the bytes that the solver believes they need."""
+
+class Answer(NamedTuple):
+    """What a solver decided."""
+
+    decisions: Sequence[Decision]
+    needs: int  # bytes, as the solver believes
+    cut_short: bool  # its time ended before it had proven that nothing is better
 
 
 def settled(
@@ -45,32 +51,34 @@ def settled(
 
     for decisions in smallest:
         tried(decisions)
-    target, asked = budget, set[int]()
+    target, asked, is_cut_short = budget, set[int](), False
     failed = 0  # the most bytes that gave no answer
     solved = max(budget, problem.trace.peak)  # the least that did, or must
     step = max(1, (solved - budget) // 10)
     for _ in range(_ROUNDS):
         left = deadline - time.monotonic()
+        is_cut_short |= left <= 0
         if left <= 0 or target in asked:
             break
         asked.add(target)
         try:
-            decisions, believed = solve(target, left if len(asked) > 1 else 0.7 * left)
+            answer = solve(target, left if len(asked) > 1 else 0.7 * left)
         except SolveError:  # none with so few bytes, or none in time
             failed = max(failed, target)
             target = target + step if target + step < solved else (target + solved + 1) // 2
             step *= 2
             continue
         solved = min(solved, target)
-        need = tried(decisions)
-        wanted = budget + believed - need
+        is_cut_short |= answer.cut_short
+        need = tried(answer.decisions)
+        wanted = budget + answer.needs - need
         if need <= budget and wanted <= target + budget // 100:
             break
         if need > budget:
             wanted = min(wanted, target + budget - need)
         # Where the last answer lacks bytes and fewer give none, the truth lies between.
         target = wanted if wanted > failed else (target + failed) // 2
-    return found.plan
+    return replace(found.plan, cut_short=is_cut_short)
 
 
 def together(problem: Problem, decisions: Sequence[Decision]) -> list[Decision]:
