@@ -9,22 +9,23 @@ from torch.optim import AdamW
 
 from penstock.dispatch.resident import meter_for
 from penstock.ir.machine import Machine, Sample
-from penstock.record import calibrate
+from penstock.record import calibrate, yardsticks
 from penstock.record.calibrate import calibrated
 from penstock.record.machine import describe
+from penstock.record.yardsticks import Loop
 
 CPU = torch.device("cpu")
 HOSTS = {"host forward", "host backward", "host optimizer"}
 
 
-def tiny() -> calibrate._Loop:
-    make = partial(calibrate._Transformer, 64, 1, 16, gated=False)
-    return calibrate._Loop("tiny", make, partial(AdamW, foreach=False))
+def tiny() -> Loop:
+    make = partial(yardsticks._Transformer, 64, 1, 16, gated=False)
+    return Loop("tiny", make, partial(AdamW, foreach=False))
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    monkeypatch.setattr(calibrate, "_loops", lambda: [tiny()])
+    monkeypatch.setattr(calibrate, "loops", lambda: [tiny()])
     return calibrated(describe(CPU, ()), CPU, meter_for(CPU))
 
 
@@ -38,7 +39,7 @@ def test_ops_have_rates_and_the_host_has_its_pace(machine: Machine) -> None:
 
 def test_of_two_passes_the_faster_counts_op_by_op(monkeypatch) -> None:
     passes = iter([(3.0, 1.0), (2.0, 5.0)])
-    monkeypatch.setattr(calibrate, "_loops", lambda: [tiny()])
+    monkeypatch.setattr(calibrate, "loops", lambda: [tiny()])
 
     def measured(*_: object) -> list[calibrate.Keyed]:
         sizes = zip((10, 1000), next(passes), strict=True)
@@ -49,8 +50,8 @@ def test_of_two_passes_the_faster_counts_op_by_op(monkeypatch) -> None:
     assert sorted(found.seen) == [(0, 10, 2.0, 0), (0, 1000, 1.0, 0)]
 
 
-@pytest.mark.parametrize("loop", calibrate._loops(), ids=lambda loop: loop.label)
-def test_every_loop_can_be_trained_without_a_device(loop: calibrate._Loop) -> None:
+@pytest.mark.parametrize("loop", yardsticks.loops(), ids=lambda loop: loop.label)
+def test_every_loop_can_be_trained_without_a_device(loop: Loop) -> None:
     with FakeTensorMode():
         loss = loop.make()()
         loss.backward()
@@ -59,15 +60,15 @@ def test_every_loop_can_be_trained_without_a_device(loop: calibrate._Loop) -> No
 
 def test_what_a_process_takes_beside_its_tensors_is_told_by_kind_of_ops(monkeypatch) -> None:
     """In a process that has trained before, what libraries keep is there already: none below zero."""
-    images = partial(calibrate._Convolutions, 8, 1, 8)
-    loops = [tiny(), calibrate._Loop("c", images, AdamW, kind="convolution")]
+    images = partial(yardsticks._Convolutions, 8, 1, 8)
+    loops = [tiny(), Loop("c", images, AdamW, kind="convolution")]
     kept, added = calibrate._kept(loops, CPU, meter_for(CPU))
     assert set(added) == {"convolution"}
     assert 0 <= min(kept, *added.values()) <= max(kept, *added.values()) < 64 * 2**20
 
 
 def test_the_next_random_number_is_the_one_that_would_have_been(monkeypatch) -> None:
-    monkeypatch.setattr(calibrate, "_loops", lambda: [tiny()])
+    monkeypatch.setattr(calibrate, "loops", lambda: [tiny()])
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -90,8 +91,8 @@ def test_a_queue_is_filled_at_the_pace_of_plain_steps_phase_by_phase(monkeypatch
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 def test_a_gpu_is_calibrated(monkeypatch) -> None:
-    monkeypatch.setattr(calibrate, "_loops", lambda: [tiny()])
-    monkeypatch.setattr(calibrate, "_large_loops", list)
+    monkeypatch.setattr(calibrate, "loops", lambda: [tiny()])
+    monkeypatch.setattr(calibrate, "large_loops", list)
     device = torch.device("cuda", 0)
     machine = calibrated(describe(device, ()), device, meter_for(device))
     assert set(machine.device.costs) >= HOSTS
