@@ -13,12 +13,12 @@ from penstock.session import Session
 LAYER = "aten.mkldnn_rnn_layer"
 
 
-def tagger(length: int) -> Step:
+def tagger(length: int, batch: int = 4, width: int = 32) -> Step:
     """Trains an LSTM on sequences of `length`."""
     torch.manual_seed(0)
-    model = nn.LSTM(24, 32, num_layers=2)
+    model = nn.LSTM(24, width, num_layers=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    sequence = torch.randn(length, 4, 24)
+    sequence = torch.randn(length, batch, 24)
 
     def step(_: int) -> None:
         model(sequence)[0].square().mean().backward()
@@ -33,9 +33,8 @@ def scratch(trace: Trace) -> list[int]:
     return [trace.values[op.writes[-1]].nbytes for op in trace.ops if op.name == LAYER]
 
 
-def real(length: int) -> Trace:
+def real(step: Step) -> Trace:
     found: list[Trace] = []
-    step = tagger(length)
     with Session("1GiB", policy="keep", tier="none", device="cpu", on_recorded=found.append):
         while not found:
             step(0)
@@ -44,10 +43,19 @@ def real(length: int) -> Trace:
 
 @pytest.mark.parametrize("length", [3, 64, 200])
 def test_the_scratch_of_an_lstm_has_the_size_of_a_real_one(length: int) -> None:
-    fake, true = record_fake(lambda: tagger(length)), real(length)
+    fake, true = record_fake(lambda: tagger(length)), real(tagger(length))
     assert len(scratch(true)) == 2
     assert scratch(fake) == pytest.approx(scratch(true), rel=0.01)
     assert min(scratch(true)) > length * 4 * 32 * 4  # more than the output itself
+
+
+def test_what_the_backward_of_an_lstm_takes_beside_that_scratch_counts() -> None:
+    """Half of that scratch is written only there; the rest of what it takes is its own."""
+    true = real(tagger(128, batch=32, width=192))
+    kept = min(scratch(true))
+    taken = [op.workspace for op in true.ops if op.name == f"{LAYER}_backward"]
+    assert len(taken) == 2
+    assert all(0.1 * kept < one < kept for one in taken)
 
 
 def test_the_products_of_an_lstm_count() -> None:

@@ -187,8 +187,9 @@ class Recorder:
         sources = self._storages_of(inputs)
         targets = self._storages_of(self._mine(facts.written(args, kwargs)))
         reads = [storage.versions[-1] for storage in sources]
-        # Pages that an op is the first to touch are its target, not its scratch.
-        first_touched = sum(storage.untouched for storage in sources)
+        # Pages that an op is the first to write are its target, not its scratch. What it only reads may
+        # stay as it is, or hide what it keeps there for itself: that shows in what is held afterwards.
+        first_touched = sum(storage.untouched for storage in targets)
         module = self._paths.current(backward=backward)
 
         result, cost = self._watch.run(func, args, kwargs)
@@ -204,8 +205,7 @@ class Recorder:
         writes.extend(storage.versions[-1] for storage in fresh)
         fresh_bytes = sum(storage.nbytes for storage in fresh)
         if cost.settled_above < fresh_bytes // 2:  # given out, not written: `empty` and its like
-            for storage in fresh:
-                storage.untouched = storage.nbytes
+            _leave_untouched(fresh, fresh_bytes - cost.settled_above)
         self._ops.append(
             _Op(
                 func,
@@ -314,6 +314,13 @@ class _Storage:
         self.number = number
         self.is_of_this_step = False
         self.versions.clear()
+
+
+def _leave_untouched(fresh: Iterable[_Storage], nbytes: int) -> None:
+    """Of these storages so many bytes were not written: of the largest first."""
+    for storage in sorted(fresh, key=lambda one: -one.nbytes):
+        storage.untouched = min(storage.nbytes, nbytes)
+        nbytes -= storage.untouched
 
 
 @dataclass(slots=True, eq=False)
