@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from penstock.ir.machine import Device, Machine
 from penstock.ir.text import parse
+from penstock.ir.trace import Trace
 from penstock.planner import Planner, _typical
 from penstock.policies.keep import Keep
 from penstock.record.step import Recording
@@ -68,3 +70,33 @@ def test_the_pace_is_that_of_the_last_steps_under_this_plan() -> None:
     assert course.pace == pytest.approx(2.0)
     planner.correct(course, 8 * MIB, budget)  # another plan
     assert course.pace == 1.0
+
+
+class Charted:
+    """What a log of an undisturbed step says."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._seconds = np.array([(op.seconds, op.host_seconds) for op in trace.ops])
+
+    def seconds(self) -> NDArray[np.float64]:
+        return self._seconds
+
+    def rates(self, machine: Machine) -> Machine:
+        return machine
+
+
+def test_memory_that_nobody_writes_is_not_predicted_while_the_plan_stays() -> None:
+    trace = parse("f a x:I1M -> h:A4M! 1s\nb b h -> g:T4M 1s")
+    budget = 64 * MIB
+    planner = Planner(Keep(), Machine(Device("cpu", 1 << 40)))
+    calls = (torch.ops.aten.relu.default,) * len(trace.ops)
+    course = planner.plan(Recording(trace, calls, {}), budget)
+    for unwritten in (0, 3 * MIB):  # after the first step the policy is asked again
+        peak = course.outcome.timeline.peak
+        assert course.unwritten == 0
+        needed = peak - 3 * MIB
+        planner.learn(course, Charted(trace), course.outcome.timeline, needed, 0, budget)
+        assert course.unwritten == unwritten
+        assert course.outcome.timeline.peak == peak  # what is planned with stays on the safe side
+    planner.correct(course, 8 * MIB, budget)
+    assert course.unwritten == 0

@@ -47,6 +47,7 @@ class Course:
     corrections: int = 0
     # Seconds of the last steps under the plan in force, charted ones too.
     steps: deque[float] = field(default_factory=lambda: deque(maxlen=_PACED))
+    unwritten: int = 0  # bytes of values that the plan in force never has the device hold
 
     @property
     def slack(self) -> int:
@@ -90,8 +91,9 @@ class Planner:
         course.seconds.append(log.seconds())
         self.machine = log.rates(self.machine)
         # If something was evicted that the plan had room for, it had less by what it lacked.
-        more = lacked or needed - measured.peak
-        self._plan_again(course, course.slack + more, budget, keep=not is_first and not lacked)
+        slack = course.slack + (lacked or needed - measured.peak)
+        course.unwritten = max(0, -slack)
+        self._plan_again(course, slack, budget, keep=not is_first and not lacked)
 
     def weigh(self, course: Course, slack: int, budget: int) -> bool:
         """The device holds `slack` bytes beyond values now: did that change what was planned?"""
@@ -124,6 +126,7 @@ class Planner:
         if found is None or found.shortfall > course.outcome.shortfall:
             found = policies.ask(self.policy, problem)
             course.steps.clear()
+            course.unwritten = 0
         course.recording = replace(course.recording, trace=trace)
         course.outcome = found
         course.program = _compiled(course.recording, found)
@@ -131,7 +134,12 @@ class Planner:
 
 def _compiled(recording: Recording, found: Outcome) -> Program:
     return compile_program(
-        recording.funcs, found.plan, found.schedule, found.timeline, recording.initial
+        recording.funcs,
+        found.plan,
+        found.schedule,
+        found.timeline,
+        recording.initial,
+        recording.growth,
     )
 
 

@@ -1,7 +1,7 @@
 """A plan made ready to be followed: for each op of the step, what the engine does around it."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -138,8 +138,10 @@ def compile_program(
     schedule: Schedule,
     predicted: Timeline,
     initial: dict[ValueId, StorageRef],
+    growth: Mapping[OpIndex, int] | None = None,
 ) -> Program:
-    """Make a plan ready. `funcs` are the recorded calls, one for each op of the trace.
+    """Make a plan ready. `funcs` are the recorded calls, one for each op of the trace; `growth` as in
+    `record.step.Recording`.
 
     Raises `PlanError` if the plan places values: a kernel of PyTorch reads and writes the memory of its
     device and nothing else.
@@ -175,7 +177,7 @@ def compile_program(
         before = tuple(_not_too_soon(around.before, op.index - 1, late))
         after = tuple(_not_too_soon(around.after, op.index, late))
         fresh = sum(trace.values[v].nbytes for v in trace.fresh[op.index])
-        need = fresh + op.workspace
+        need = max(fresh + op.workspace, (growth or {}).get(op.index, 0))
         instruction = Instruction(
             _with_passes(before, remade.get(op.index, {})),
             tuple(

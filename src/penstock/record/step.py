@@ -10,7 +10,7 @@ changed in place, and a user's error would go unseen.
 
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,11 +34,15 @@ __all__ = ["Recorder", "Recording"]
 class Recording:
     """A recorded step: its trace, the calls that made its ops, and the storages, if they live, of
     the values that were there when it began.
+
+    `growth`: by op, the bytes that the device held more while it ran; of those ops only that read what
+    was given out and not yet written. They may write there: that is no scratch, but takes room.
     """
 
     trace: Trace
     funcs: tuple[OpOverload, ...]
     initial: dict[ValueId, StorageRef]
+    growth: Mapping[OpIndex, int] = field(default_factory=dict)
 
 
 class Recorder:
@@ -134,7 +138,8 @@ class Recorder:
         funcs = tuple(op.func for op in self._ops)
         self._ops.clear()
         self._versions.clear()
-        return Recording(trace, funcs, initial)
+        growth = {OpIndex(n): op.growth for n, op in enumerate(self._ops) if op.growth}
+        return Recording(trace, funcs, initial, growth)
 
     def live_bytes(self) -> int:
         """Bytes of all storages that live now, wherever their bytes are."""
@@ -190,6 +195,7 @@ class Recorder:
         # Pages that an op is the first to write are its target, not its scratch. What it only reads may
         # stay as it is, or hide what it keeps there for itself: that shows in what is held afterwards.
         first_touched = sum(storage.untouched for storage in targets)
+        reads_unwritten = any(one.untouched for one in sources if one not in targets)
         module = self._paths.current(backward=backward)
 
         result, cost = self._watch.run(func, args, kwargs)
@@ -218,6 +224,7 @@ class Recorder:
                 flops_of(func, args, kwargs, result),
                 moved_bytes(inputs) + moved_bytes(outputs),
                 cost.scratch(fresh_bytes + first_touched),
+                cost.peak_above if reads_unwritten else 0,
                 # What a secret write touches, `Facts.again` keeps out of a second run.
                 facts.repeatable
                 and (bool(facts.secret_writes) or all(s.is_of_this_step for s in targets)),
@@ -342,6 +349,7 @@ class _Op:
     flops: int
     moved: int
     scratch: int
+    growth: int
     repeatable: bool
     module: str
     dtype: str
