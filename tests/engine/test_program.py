@@ -86,6 +86,7 @@ def test_an_op_says_what_it_needs_at_once() -> None:
     trace = parse("f a x:I4M -> h:A4M 1ms +2M\nf b h -> i:A1K 1ms")
     program = compiled(trace, Plan())
     assert instruction(program, 0).need == 6 << 20
+    assert program.instructions[1] is None
 
 
 def test_an_op_that_writes_what_it_reads_needs_what_it_grew_by() -> None:
@@ -94,7 +95,6 @@ def test_an_op_that_writes_what_it_reads_needs_what_it_grew_by() -> None:
     grew = {OpIndex(1): 7 << 20, OpIndex(2): 1 << 20}
     program = compile_program(calls, Plan(), found.schedule, found.timeline, {}, grew)
     assert [instruction(program, op).need >> 20 for op in range(3)] == [4, 7, 4]
-    assert program.instructions[1] is None
 
 
 def test_a_swap_is_an_eviction_a_prefetch_and_a_wait() -> None:
