@@ -91,8 +91,11 @@ class Planner:
         course.seconds.append(log.seconds())
         self.machine = log.rates(self.machine)
         # If something was evicted that the plan had room for, it had less by what it lacked.
-        slack = course.slack + (lacked or needed - measured.peak)
-        course.unwritten = max(0, -slack)
+        more = lacked or needed - measured.peak
+        # Less than the values alone: some of their bytes were never written. What a copy of such a value
+        # brings back is written, so of the slack under another plan this says nothing.
+        course.unwritten = -more if course.slack + more < 0 else 0
+        slack = course.slack if course.unwritten else course.slack + more
         self._plan_again(course, slack, budget, keep=not is_first and not lacked)
 
     def weigh(self, course: Course, slack: int, budget: int) -> bool:
@@ -120,7 +123,7 @@ class Planner:
     def _plan_again(self, course: Course, slack: int, budget: int, *, keep: bool) -> None:
         """Plan anew with what was learnt; or `keep` the plan, and predict it better."""
         known = course.recording.trace
-        trace = known.relearnt(max(0, slack), _typical(len(known.ops), course.seconds))
+        trace = known.relearnt(slack, _typical(len(known.ops), course.seconds))
         problem = self._problem(trace, budget)
         found = outcome(problem, course.outcome.plan) if keep else None
         if found is None or found.shortfall > course.outcome.shortfall:
