@@ -12,25 +12,6 @@ settings.register_profile(
 )
 settings.load_profile("default")
 
-LONG = (
-    "engine/test_random_plans.py",
-    "test_session.py",
-    "test_faults.py",
-    "cli/",
-    "engine/test_fallback.py",
-)
-"""Where tests take many seconds each, the longest first."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: workers that share them out then end together."""
-
-    def rank(item: pytest.Item) -> int:
-        name = item.nodeid.removeprefix("tests/")
-        return next((n for n, part in enumerate(LONG) if name.startswith(part)), len(LONG))
-
-    items.sort(key=rank)
-
 
 @pytest.fixture
 def machine() -> Machine:
