@@ -11,7 +11,7 @@ from penstock.dispatch.clock import Clock, in_backward, is_plain
 from runs import DEVICES
 
 
-class Sample:
+class Seen:
     """A handler that runs calls and notes their names, and whether backward made them."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ def test_forward_backward_and_optimizer_are_seen(device: str) -> None:
     model = nn.Linear(4, 3).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=True)
     x = torch.randn(2, 4, device=device)
-    seen = Sample()
+    seen = Seen()
     with Clock(seen):
         model(x).relu().sum().backward()
         optimizer.step()
@@ -42,7 +42,7 @@ def test_forward_backward_and_optimizer_are_seen(device: str) -> None:
 
 
 def test_calls_that_take_no_tensor_are_seen() -> None:
-    seen = Sample()
+    seen = Seen()
     with Clock(seen):
         torch.zeros(3)
         torch.randperm(4)
@@ -56,12 +56,12 @@ def test_what_the_handler_returns_is_the_result() -> None:
 
 
 def test_an_error_passes_through() -> None:
-    with Clock(Sample()), pytest.raises(RuntimeError, match="mat1 and mat2"):
+    with Clock(Seen()), pytest.raises(RuntimeError, match="mat1 and mat2"):
         torch.mm(torch.ones(2, 3), torch.ones(2, 3))
 
 
 def test_another_thread_is_not_shown() -> None:
-    seen = Sample()
+    seen = Seen()
     with Clock(seen):
         thread = threading.Thread(target=torch.zeros, args=(3,))
         thread.start()
@@ -86,7 +86,7 @@ class Doubled(torch.Tensor):
 
 def test_a_subclass_unwraps_itself_first() -> None:
     wrapped = Doubled(torch.ones(2), torch.ones(2))
-    seen, met = Sample(), []
+    seen, met = Seen(), []
 
     def handler(func, args, kwargs):
         met.extend(type(arg) for arg in args if isinstance(arg, torch.Tensor))

@@ -22,7 +22,7 @@ OPTIMIZERS = {
 }
 
 
-class Sample(TorchDispatchMode):
+class Seen(TorchDispatchMode):
     """Names of all ops that are no views."""
 
     def __init__(self):
@@ -64,7 +64,7 @@ def recorded(request, tmp_path_factory):
         optimizer.zero_grad()
 
     step()
-    with Sample() as seen:
+    with Seen() as seen:
         step()
     observer = ExecutionTraceObserver().register_callback(str(path))
     with profile(activities=[ProfilerActivity.CPU], execution_trace_observer=observer) as profiled:
