@@ -75,8 +75,8 @@ def main() -> None:
             continue
         guess = predicted(name, options.size, machine)
         peak = max(max(one["peaks"][2:]) for one in plain[name])
-        times = sorted(median(one["seconds"][2:]) for one in plain[name])
-        seconds = times[0]
+        times = [median(one["seconds"][2:]) for one in plain[name]]
+        seconds = min(times)
         rows.append(
             {
                 "name": name,
@@ -87,7 +87,7 @@ def main() -> None:
                 "recorded_peak": real["peak"],
                 "seconds": seconds,
                 "seconds_error": guess["seconds"] / seconds - 1,
-                "slower": times[-1] / seconds - 1,
+                "slower": max(times) / seconds - 1,
             }
         )
     rows.sort(key=lambda row: -abs(row["seconds_error"]))

@@ -95,7 +95,7 @@ class Planner:
         # Less than the values alone: some of their bytes were never written. What a copy of such a value
         # brings back is written, so of the slack under another plan this says nothing.
         course.unwritten = -more if course.slack + more < 0 else 0
-        slack = course.slack if course.unwritten else course.slack + more
+        slack = course.slack + more + course.unwritten
         self._plan_again(course, slack, budget, keep=not is_first and not lacked)
 
     def weigh(self, course: Course, slack: int, budget: int) -> bool:

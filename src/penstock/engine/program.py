@@ -170,14 +170,14 @@ def compile_program(
     bound.update(source for line in lineages.values() for source in line.sources)
     bound_from = min(max((schedule.budget or 1 << 30) // _BOUND_SHARE, MOVABLE_FROM), 1 << 20)
     bound.update(v.id for v in trace.values if v.nbytes >= bound_from)
-    unsure = _unsure(funcs, trace)
+    unsure, grew = _unsure(funcs, trace), growth or {}
     instructions: list[Instruction | None] = []
     late: defaultdict[OpIndex, list[Numbered]] = defaultdict(list)  # evictions, by what they follow
     for op, around in zip(trace.ops, schedule.around, strict=True):
         before = tuple(_not_too_soon(around.before, op.index - 1, late))
         after = tuple(_not_too_soon(around.after, op.index, late))
         fresh = sum(trace.values[v].nbytes for v in trace.fresh[op.index])
-        need = max(fresh + op.workspace, (growth or {}).get(op.index, 0))
+        need = max(fresh + op.workspace, grew.get(op.index, 0))
         instruction = Instruction(
             _with_passes(before, remade.get(op.index, {})),
             tuple(

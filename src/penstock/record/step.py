@@ -195,7 +195,7 @@ class Recorder:
         # Pages that an op is the first to write are its target, not its scratch. What it only reads may
         # stay as it is, or hide what it keeps there for itself: that shows in what is held afterwards.
         first_touched = sum(storage.untouched for storage in targets)
-        reads_unwritten = any(one.untouched for one in sources if one not in targets)
+        reads_unwritten = any(one.untouched and one not in targets for one in sources)
         module = self._paths.current(backward=backward)
 
         result, cost = self._watch.run(func, args, kwargs)

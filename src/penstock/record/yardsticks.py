@@ -4,7 +4,7 @@ Our own; together they call the ops that usual networks call, each with sizes th
 magnitude, and each optimizer of torch in its three forms.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,7 +36,7 @@ def loops() -> list[Loop]:
     fused, lists = partial(AdamW, fused=True), partial(AdamW, foreach=True)
     momentum = partial(SGD, lr=0.01, momentum=0.9, foreach=False)
     return [
-        Loop("products", partial(_Products, _PERCEPTRON), adam),
+        Loop("products", partial(_products, _PERCEPTRON), adam),
         *_transformer_loops(
             (128, 8, 128, False, False, adamw),
             (256, 4, 256, True, False, fused),
@@ -58,8 +58,8 @@ def loops() -> list[Loop]:
             (24, 4, 160, adam),
             (48, 4, 96, adam),
         ),
-        Loop("products of many shapes", partial(_Products, _PRODUCTS), adam),
-        Loop("filters of many shapes", partial(_Filters, _FILTERS), adam, kind="convolution"),
+        Loop("products of many shapes", partial(_products, _PRODUCTS), adam),
+        Loop("filters of many shapes", partial(_filters, _FILTERS), adam, kind="convolution"),
         *(
             Loop(
                 f"LSTM, {width} wide, {batch} x {length} tokens",
@@ -137,40 +137,36 @@ _FILTERS = (
 """Channels in and out, pixels of a filter's side, stride, groups; images and pixels of their side."""
 
 
-class _Products(nn.Module):
-    """Matrices that are multiplied, each with an input of its own: thin ones and square ones."""
-
-    def __init__(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))  # so that inputs have gradients
-        self.inputs = [torch.randn(rows, inner) for rows, inner, _ in shapes]
-        self.layers = nn.ModuleList(
-            nn.Linear(inner, outer, bias=outer % 3 != 0) for _, inner, outer in shapes
-        )
-
-    def forward(self) -> Tensor:
-        return _summed(self.layers, self.inputs, self.scale)
+def _products(shapes: Sequence[tuple[int, int, int]]) -> nn.Module:
+    """Matrices that are multiplied: thin ones and square ones, with a bias and without."""
+    return _Apart(
+        (nn.Linear(inner, outer, bias=outer % 3 != 0) for _, inner, outer in shapes),
+        (torch.randn(rows, inner) for rows, inner, _ in shapes),
+    )
 
 
-class _Filters(nn.Module):
-    """Convolutions, each with images of its own: strides, groups, odd numbers of channels."""
-
-    def __init__(self, shapes: Sequence[tuple[int, int, int, int, int, int, int]]) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-        self.inputs = [torch.randn(images, c, side, side) for c, *_, images, side in shapes]
-        self.layers = nn.ModuleList(
+def _filters(shapes: Sequence[tuple[int, int, int, int, int, int, int]]) -> nn.Module:
+    """Convolutions with strides, groups, odd numbers of channels."""
+    return _Apart(
+        (
             nn.Conv2d(before, after, kernel, stride, kernel // 2, groups=groups)
             for before, after, kernel, stride, groups, *_ in shapes
-        )
+        ),
+        (torch.randn(images, channels, side, side) for channels, *_, images, side in shapes),
+    )
+
+
+class _Apart(nn.Module):
+    """Layers side by side, each with an input of its own."""
+
+    def __init__(self, layers: Iterable[nn.Module], inputs: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.layers, self.inputs = nn.ModuleList(layers), list(inputs)
+        self.scale = nn.Parameter(torch.ones(()))  # so that inputs have gradients
 
     def forward(self) -> Tensor:
-        return _summed(self.layers, self.inputs, self.scale)
-
-
-def _summed(layers: nn.ModuleList, inputs: Sequence[Tensor], scale: Tensor) -> Tensor:
-    means = [layer(scale * x).mean() for layer, x in zip(layers, inputs, strict=True)]
-    return torch.stack(means).sum()
+        pairs = zip(self.layers, self.inputs, strict=True)
+        return torch.stack([layer(self.scale * x).mean() for layer, x in pairs]).sum()
 
 
 class _Transformer(nn.Module):

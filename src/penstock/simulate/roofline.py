@@ -81,16 +81,17 @@ def priced(trace: Trace, machine: Machine) -> Trace:
     if trace.seconds:
         return trace
     device = machine.device
-    names = [keys_of(op)[0] for op in trace.ops]
-    rates = {name: rate_of(device, op) for name, op in zip(names, trace.ops, strict=True)}
-    rates |= {host_key(op): device.costs.get(host_key(op), Rate()) for op in trace.ops}
-    corrected = {name: Corrected(rate) for name, rate in rates.items()}
+    kinds = [(op.name, op.dtype) for op in trace.ops]
+    one_of_each = dict(zip(kinds, trace.ops, strict=True))
+    rates = {kind: Corrected(rate_of(device, op)) for kind, op in one_of_each.items()}
     costs = [
-        corrected[name].cost(op.flops, op.moved) for name, op in zip(names, trace.ops, strict=True)
+        rates[kind].cost(op.flops, op.moved) for kind, op in zip(kinds, trace.ops, strict=True)
     ]
+    phases = [host_key(op) for op in trace.ops]
+    paces = {phase: Corrected(device.costs.get(phase, Rate())) for phase in set(phases)}
     hosts = [
-        corrected[host_key(op)].cost(0, freed)[0]
-        for op, freed in zip(trace.ops, freed_before(trace), strict=True)
+        paces[phase].cost(0, freed)[0]
+        for phase, freed in zip(phases, freed_before(trace), strict=True)
     ]
     if trace.device == "cuda":
         hosts = idle_before([op.name for op in trace.ops], hosts, [own for own, _ in costs])
