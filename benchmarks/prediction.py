@@ -12,6 +12,7 @@ the other one's time over it. Worst first.
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, get_args
@@ -34,7 +35,9 @@ SKIPPED = {"moe": "what it does depends on its data", "varying": "its shapes var
 
 
 def live_peak(trace: Any) -> int:
-    """The most bytes of live storages, without workspaces."""
+    """The most bytes of live storages, all that they have, without workspaces."""
+    values = tuple(replace(value, nbytes=value.allocated) for value in trace.values)
+    trace = replace(trace, values=values)
     return int((trace.live - trace.columns.workspace).max())
 
 

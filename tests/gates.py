@@ -1,12 +1,13 @@
 """Tiers whose copies wait for the test: so that what happens in mid-copy can be seen, not timed."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import UntypedStorage
 
+from penstock.dispatch.resident import Part
 from penstock.engine.extents import Extent
 from penstock.engine.lanes import Copy, ThreadLane
 from penstock.engine.residency import MountedTier, ResidencyManager
@@ -30,14 +31,18 @@ class GatedStore(HostStore):
         self.fails = 0  # so many copies will
 
     def write(
-        self, source: UntypedStorage, extent: Extent, is_cancelled: Callable[[], bool]
+        self,
+        source: UntypedStorage,
+        extent: Extent,
+        parts: Sequence[Part],
+        is_cancelled: Callable[[], bool],
     ) -> None:
         self._pass("write", self.writes, is_cancelled)
-        super().write(source, extent, is_cancelled)
+        super().write(source, extent, parts, is_cancelled)
 
-    def read(self, extent: Extent, target: UntypedStorage) -> None:
+    def read(self, extent: Extent, target: UntypedStorage, parts: Sequence[Part]) -> None:
         self._pass("read", self.reads, lambda: False)
-        super().read(extent, target)
+        super().read(extent, target, parts)
 
     def _pass(self, verb: str, gate: threading.Event, is_cancelled: Callable[[], bool]) -> None:
         self.entered.append(verb)

@@ -47,7 +47,6 @@ class Course:
     corrections: int = 0
     # Seconds of the last steps under the plan in force, charted ones too.
     steps: deque[float] = field(default_factory=lambda: deque(maxlen=_PACED))
-    unwritten: int = 0  # bytes of values that the plan in force never has the device hold
 
     @property
     def slack(self) -> int:
@@ -92,10 +91,7 @@ class Planner:
         self.machine = log.rates(self.machine)
         # If something was evicted that the plan had room for, it had less by what it lacked.
         more = lacked or needed - measured.peak
-        # Less than the values alone: some of their bytes were never written. What a copy of such a value
-        # brings back is written, so of the slack under another plan this says nothing.
-        course.unwritten = -more if course.slack + more < 0 else 0
-        slack = course.slack + more + course.unwritten
+        slack = max(0, course.slack + more)
         self._plan_again(course, slack, budget, keep=not is_first and not lacked)
 
     def weigh(self, course: Course, slack: int, budget: int) -> bool:
@@ -129,7 +125,6 @@ class Planner:
         if found is None or found.shortfall > course.outcome.shortfall:
             found = policies.ask(self.policy, problem)
             course.steps.clear()
-            course.unwritten = 0
         course.recording = replace(course.recording, trace=trace)
         course.outcome = found
         course.program = _compiled(course.recording, found)
@@ -142,7 +137,6 @@ def _compiled(recording: Recording, found: Outcome) -> Program:
         found.schedule,
         found.timeline,
         recording.initial,
-        recording.growth,
     )
 
 

@@ -252,11 +252,11 @@ class Session:
         )
         course = self._planner.course_of(followed)
         if followed is not None:
-            pace, unwritten = (1.0, 0) if course is None else (course.pace, course.unwritten)
+            pace = 1.0 if course is None else course.pace
             report = replace(
                 report,
                 predicted_seconds=followed.predicted.seconds * pace,
-                predicted_peak=followed.predicted.peak - unwritten,
+                predicted_peak=followed.predicted.peak,
                 pace=pace,
                 decisions=followed.plan.counts(),
             )

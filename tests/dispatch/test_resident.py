@@ -1,15 +1,21 @@
 """Meters tell the truth: large tensors are seen when they come, and when they go."""
 
+import mmap
 import subprocess
 import sys
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from penstock.dispatch.resident import live_tensor_bytes, meter_for
+from penstock.dispatch.resident import Part, live_tensor_bytes, meter_for, parts_held
 from runs import DEVICES, MIB
 
 LARGE = 64 * MIB
+PAGE = mmap.PAGESIZE
 NEARLY = 63 * MIB
 """Other threads of the process may give a little back meanwhile."""
 
@@ -167,3 +173,53 @@ def test_living_tensors_are_counted_by_storage(device: str) -> None:
     assert live_tensor_bytes(torch.device(device)) - before == 4000
     del a, views
     assert live_tensor_bytes(torch.device(device)) == before
+
+
+def written(*stretches: tuple[int, int], nbytes: int = 16 * MIB, offset: int = 0) -> list[Part]:
+    """What is held of fresh memory, `offset` bytes after a page boundary, of which this was written."""
+    memory = mmap.mmap(-1, offset + nbytes)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)[offset:]
+    for begin, end in stretches:
+        whole[begin:end] = 1
+    device = torch.device("cpu")
+    storage = torch._C._construct_storage_from_data_pointer(whole.data_ptr(), device, nbytes)
+    return list(parts_held(storage))
+
+
+on_linux = pytest.mark.skipif(
+    not Path("/proc/self/pagemap").exists(), reason="this system does not tell of its pages"
+)
+
+
+@on_linux
+def test_what_nobody_wrote_is_not_held() -> None:
+    assert written() == []
+    assert written((0, 16 * MIB)) == [(0, 16 * MIB)]
+    assert written((0, 4 * MIB)) == [(0, 4 * MIB)]
+    assert written((0, 1), (8 * MIB, 16 * MIB)) == [(0, PAGE), (8 * MIB, 16 * MIB)]
+
+
+@on_linux
+def test_whole_blocks_are_held_where_a_storage_begins_inside_a_page() -> None:
+    """Its own blocks lie on two pages each."""
+    assert written((8 * MIB, 9 * MIB), offset=64) == [(8 * MIB - PAGE, 9 * MIB + PAGE)]
+    assert written((16 * MIB, 16 * MIB + 5), nbytes=16 * MIB + 5, offset=64) == [
+        (16 * MIB - PAGE, 16 * MIB + 5)
+    ]
+
+
+@on_linux
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 8 * MIB), max_size=12), st.integers(0, 4095), st.randoms())
+def test_every_byte_that_was_written_is_held(edges: list[int], offset: int, random) -> None:
+    nbytes = 8 * MIB - random.randrange(PAGE)
+    stretches = [(b, min(e, nbytes)) for b, e in pairwise(sorted(edges)) if b < nbytes]
+    held = written(*stretches[::2], nbytes=nbytes, offset=offset)
+    for begin, end in stretches[::2]:
+        assert begin == end or any(first <= begin and end <= last for first, last in held)
+
+
+@on_devices
+def test_a_small_storage_is_held_whole(device: str) -> None:
+    storage = torch.empty(1000, device=device).untyped_storage()
+    assert parts_held(storage) == ((0, 4000),)

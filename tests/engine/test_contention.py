@@ -1,10 +1,12 @@
 """Copies beside compute: the drag of a tier is measured, and its space is given back."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from torch import UntypedStorage
 
+from penstock.dispatch.resident import Part
 from penstock.engine.contention import with_drag
 from penstock.engine.extents import Extent
 from penstock.engine.tiers.disk import DiskStore
@@ -27,7 +29,7 @@ def test_an_error_of_the_tier_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     store = DiskStore(str(tmp_path), 1 << 30)
     facts = store.probe()
 
-    def fail(extent: Extent, target: UntypedStorage) -> None:
+    def fail(extent: Extent, target: UntypedStorage, parts: Sequence[Part]) -> None:
         raise TierError("the disk is gone")
 
     monkeypatch.setattr(store, "read", fail)

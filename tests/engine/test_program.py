@@ -89,14 +89,6 @@ def test_an_op_says_what_it_needs_at_once() -> None:
     assert program.instructions[1] is None
 
 
-def test_an_op_that_writes_what_it_reads_needs_what_it_grew_by() -> None:
-    found = outcome(Problem(CHAIN, MACHINE, ROOMY), Plan())
-    calls = [aten.relu.default] * len(CHAIN.ops)
-    grew = {OpIndex(1): 7 << 20, OpIndex(2): 1 << 20}
-    program = compile_program(calls, Plan(), found.schedule, found.timeline, {}, grew)
-    assert [instruction(program, op).need >> 20 for op in range(3)] == [4, 7, 4]
-
-
 def test_a_swap_is_an_eviction_a_prefetch_and_a_wait() -> None:
     program = compiled(CHAIN, Plan((swap(CHAIN, 1),)))
     actions = [

@@ -3,12 +3,14 @@
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, UntypedStorage
 
 from gates import GatedStore, managing
+from penstock.dispatch.resident import meter_for
 from penstock.dispatch.storage import CAN_SWAP, StorageRef, has_bytes
 from penstock.engine.residency import Place, ResidencyManager
 from penstock.errors import InternalError, TierError
@@ -486,3 +488,29 @@ def test_what_other_threads_use_stays_until_the_last_has_left(device: str, excha
             resident.visitors = visitors
             seen.append(manager.is_movable(resident, 1))
     assert seen == [False, False, True]
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/pagemap").exists(), reason="this system does not tell of its pages"
+)
+def test_what_nobody_wrote_stays_unwritten(manager, store, device, exchange) -> None:
+    if device.type == "cuda" or exchange == "copies":
+        pytest.skip("there all of a storage has memory")
+    a = torch.empty(48 * MIB, dtype=torch.uint8)  # so large that it has pages of its own
+    a[4 * MIB : 8 * MIB] = 7
+    meter = meter_for(device)
+    resident = manager.meet(a.untyped_storage())
+    resident.is_sparse = True
+    before = meter.used()
+    manager.settle(manager.evict(resident, "host"))
+    assert 4 * MIB <= resident.held <= 9 * MIB  # its pages may be huge ones
+    assert manager.resident_bytes_away() == resident.held
+    manager.bring_back(resident, NOTHING)
+    assert (a[4 * MIB : 8 * MIB] == 7).all()
+    assert manager.statistics.traffic == {"out": resident.held, "back": resident.held}
+    assert meter.used() - before - store.footprint() < 8 * MIB
+    resident.is_sparse = False  # another program, which knows nothing of it
+    a.fill_(9)
+    leave(manager, a)
+    manager.bring_back(resident, NOTHING)
+    assert (a == 9).all()

@@ -193,6 +193,10 @@ MACHINE = {
 }
 
 
+UNWRITTEN = "an op leaves 1.5 of its bytes unwritten; 1 is all of them"
+SAMPLE = "[flops, moved, seconds, workspace, unwritten]"
+
+
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
@@ -216,18 +220,19 @@ MACHINE = {
             {"aten.mm": {"lunch": 1}},
             (
                 "device.costs.aten.mm has an unknown field 'lunch'; did you mean launch?; it takes "
-                "launch, flops, bandwidth, workspace, library, seen"
+                "launch, flops, bandwidth, workspace, unwritten, library, seen"
             ),
         ),
         *(
             ("device.costs", {"aten.mm": {"seen": seen}}, f"device.costs.aten.mm.seen{reason}")
             for seen, reason in (
-                (3, " must be a list of [flops, moved, seconds, workspace], not 3"),
-                ([[1, 2]], " must be a list of [flops, moved, seconds, workspace], not [1, 2]"),
-                ([[1, "2", 3, 0]], '.moved must be a number, not "2"'),
-                ([[1, 2, -3, 0]], ".seconds must be 0 or more, and finite, not -3"),
+                (3, f" must be a list of {SAMPLE}, not 3"),
+                ([[1, 2]], f" must be a list of {SAMPLE}, not [1, 2]"),
+                ([[1, "2", 3, 0, 0]], '.moved must be a number, not "2"'),
+                ([[1, 2, -3, 0, 0]], ".seconds must be 0 or more, and finite, not -3"),
             )
         ),
+        ("device.costs", {"aten.mm": {"unwritten": 1.5}}, UNWRITTEN),
         ("tiers", {}, "tiers must be a list, not {}"),
         ("tiers.0", "host", 'tiers[0] must be an object, not "host"'),
         ("tiers.0.name", "", 'tiers[0].name must be a text, not ""'),

@@ -47,7 +47,7 @@ def test_of_two_passes_the_faster_counts_op_by_op(monkeypatch) -> None:
 
     monkeypatch.setattr(calibrate, "_measured", measured)
     found = calibrated(describe(CPU, ()), CPU, meter_for(CPU)).device.costs["matmul"]
-    assert sorted(found.seen) == [(0, 10, 2.0, 0), (0, 1000, 1.0, 0)]
+    assert sorted(found.seen) == [Sample(0, 10, 2.0), Sample(0, 1000, 1.0)]
 
 
 @pytest.mark.parametrize("loop", yardsticks.loops(), ids=lambda loop: loop.label)

@@ -29,8 +29,8 @@ def tagger(length: int, batch: int = 4, width: int = 32) -> Step:
 
 
 def scratch(trace: Trace) -> list[int]:
-    """Bytes of the last output of each layer."""
-    return [trace.values[op.writes[-1]].nbytes for op in trace.ops if op.name == LAYER]
+    """Bytes of the last output of each layer, its storage."""
+    return [trace.values[op.writes[-1]].allocated for op in trace.ops if op.name == LAYER]
 
 
 def real(step: Step) -> Trace:
@@ -50,9 +50,11 @@ def test_the_scratch_of_an_lstm_has_the_size_of_a_real_one(length: int) -> None:
 
 
 def test_what_the_backward_of_an_lstm_takes_beside_that_scratch_counts() -> None:
-    """Half of that scratch is written only there; the rest of what it takes is its own."""
+    """A third of that scratch is written in forward, some in backward, and the rest never."""
     true = real(tagger(128, batch=32, width=192))
     kept = min(scratch(true))
+    held = [true.values[op.writes[-1]].nbytes for op in true.ops if op.name == LAYER]
+    assert all(kept / 3 < one < kept / 2 for one in held)  # its pages may be huge ones
     taken = [op.workspace for op in true.ops if op.name == f"{LAYER}_backward"]
     assert len(taken) == 2
     assert all(0.1 * kept < one < kept for one in taken)

@@ -20,6 +20,7 @@ from penstock.simulate.roofline import (
 )
 
 GB = 1e9
+MIB = 1 << 20
 
 
 def op(name: str, *, flops: int = 0, moved: int = 0, dtype: str = "float32", index: int = 0) -> Op:
@@ -181,22 +182,43 @@ def test_what_is_overwritten_in_place_gives_no_byte_back() -> None:
 
 # -- sizes that were seen -------------------------------------------------------------------------
 
-CACHED = Rate(bandwidth=1e9, seen=(Sample(0, 1e6, 0.5e-3), Sample(0, 1e8, 0.2, 5e7)))
+CACHED = Rate(
+    bandwidth=1e9,
+    unwritten=0.3,
+    seen=(Sample(0, 1e6, 0.5e-3, unwritten=0.2), Sample(0, 1e8, 0.2, 5e7, 0.4)),
+)
 """Twice as fast as its roofline where a cache holds it; half as fast, with scratch, where none does."""
 
 
 def seconds(moved: float, rate: Rate = CACHED) -> float:
-    return Corrected(rate).cost(0, int(moved))[0]
+    return Corrected(rate).cost(0, int(moved)).seconds
 
 
 def scratch(moved: float) -> float:
-    return Corrected(CACHED).cost(0, int(moved))[1]
+    return Corrected(CACHED).cost(0, int(moved)).workspace
 
 
 def test_near_a_size_that_was_seen_its_scratch_counts() -> None:
     assert scratch(1e6) == pytest.approx(0, abs=1)
     assert scratch(1e8) == pytest.approx(5e7, rel=0.1)
     assert scratch(1.2e8) == pytest.approx(6e7, rel=0.1)
+
+
+def test_near_a_size_that_was_seen_what_it_leaves_unwritten_counts() -> None:
+    price = Corrected(CACHED).cost
+    assert price(0, int(1e6)).unwritten == pytest.approx(0.2, abs=0.02)
+    assert price(0, int(1e7)).unwritten == pytest.approx(0.3, abs=0.02)
+    assert price(0, int(1e8)).unwritten == pytest.approx(0.4, abs=0.02)
+
+
+def test_what_nobody_writes_is_not_held() -> None:
+    """Of the largest output first; every version of a storage has as much."""
+    trace = parse("f a x:I1M -> h:A4M 0s\nf b h -> i:A8M j:A1M 0s\no c i j -> ~i 0s")
+    costs = {"b": Rate(unwritten=0.9)}
+    found = priced(trace, Machine(Device("cpu", 1 << 40, costs=costs)))
+    held = [value.nbytes / MIB for value in found.values]
+    assert held == pytest.approx([1, 4, 0, 0.9, 0], abs=1e-6)
+    assert [v.allocated for v in found.values] == [v.nbytes for v in trace.values]
 
 
 def test_near_a_size_that_was_seen_its_time_counts() -> None:
@@ -221,7 +243,7 @@ def test_a_rate_that_was_stated_is_not_put_right() -> None:
 def test_a_fit_keeps_the_median_of_each_size() -> None:
     times = {1000: (1.0, 9.0, 2.0), 2000: (4.0,)}
     found = fitted([Sample(5, moved, one, moved) for moved in times for one in times[moved]])
-    assert sorted(found.seen) == [(5, 1000, 2.0, 1000), (5, 2000, 4.0, 2000)]
+    assert sorted(found.seen) == [Sample(5, 1000, 2.0, 1000), Sample(5, 2000, 4.0, 2000)]
     assert found.workspace == 1.0
 
 

@@ -12,7 +12,9 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
 import torch
+from torch import UntypedStorage
 
 from penstock.dispatch.storage import lies_on
 
@@ -20,14 +22,23 @@ __all__ = [
     "CpuMeter",
     "CudaMeter",
     "Meter",
+    "Part",
     "live_tensor_bytes",
     "meter_for",
+    "parts_held",
 ]
 
 _PAGE = os.sysconf("SC_PAGESIZE")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 RETURNED_FROM = 64 * 1024
 """Blocks of at least this many bytes go back to the system as soon as they are freed."""
+_HOLE = 1 << 20
+"""Bytes together that nobody wrote, from which they are taken notice of."""
+_PRESENT_OR_SWAPPED = np.uint64(3 << 62)
+"""What /proc/self/pagemap says of a page that was written to: here, or with the system's swap."""
+
+Part = tuple[int, int]
+"""Some bytes of a storage: where they begin and end."""
 
 
 class Meter(Protocol):
@@ -206,3 +217,31 @@ def live_tensor_bytes(device: torch.device) -> int:
             except (NotImplementedError, RuntimeError):
                 continue  # sparse tensors and the like have no storage of their own
     return sum(storages.values())
+
+
+def parts_held(storage: UntypedStorage) -> tuple[Part, ...]:
+    """What the device holds of a storage: on Linux all but the pages that nobody wrote to or read.
+
+    In whole blocks of the storage, and without small holes. All of it on CUDA, and where the system will
+    not tell.
+    """
+    nbytes = storage.nbytes()
+    whole = ((0, nbytes),)
+    if storage.device.type != "cpu" or nbytes < _HOLE:
+        return whole
+    first, offset = divmod(storage.data_ptr(), _PAGE)
+    pages = -(-(offset + nbytes) // _PAGE)
+    try:
+        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+            told = os.pread(pagemap.fileno(), 8 * pages, 8 * first)
+    except OSError:
+        return whole
+    if len(told) != 8 * pages:
+        return whole
+    absent = np.frombuffer(told, np.uint64) & _PRESENT_OR_SWAPPED == 0
+    blocks = nbytes // _PAGE
+    gone = absent[:blocks] & absent[1 : blocks + 1] if offset else absent[:blocks]
+    edges = np.flatnonzero(np.diff(gone, prepend=False, append=False)) * _PAGE
+    holes = [hole for hole in edges.reshape(-1, 2).tolist() if hole[1] - hole[0] >= _HOLE]
+    ends = [0, *(edge for hole in holes for edge in hole), nbytes]
+    return tuple(part for part in zip(ends[::2], ends[1::2], strict=True) if part[0] < part[1])

@@ -39,12 +39,13 @@ def with_drag(store: TierStore, facts: Tier) -> Tier:
 def _share_lost(store: TierStore, extent: Extent, block: UntypedStorage) -> float:
     stop = threading.Event()
     errors: list[BaseException] = []
+    whole = [(0, block.nbytes())]
 
     def copy() -> None:
         try:
             while not stop.is_set():
-                store.write(block, extent, stop.is_set)
-                store.read(extent, block)
+                store.write(block, extent, whole, stop.is_set)
+                store.read(extent, block, whole)
         except BaseException as error:
             if not stop.is_set():
                 errors.append(error)

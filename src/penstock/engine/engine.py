@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
@@ -132,6 +132,7 @@ class Engine:
         self._index = 0
         self._recent: deque[OpOverload] = deque(maxlen=5)
         self._bound: dict[ValueId, Resident] = {}
+        self._sparse: Collection[ValueId] = ()
         self._calls: dict[int, Call] = {}
         self._copies: dict[TransferId, Copy] = {}
         self._guarded: defaultdict[int, set[int]] = defaultdict(set)  # source -> dropped, by key
@@ -217,6 +218,7 @@ class Engine:
         self._funcs = (*program.funcs, None)
         self._bare = (None,) * len(self._funcs) if self.log is not None else program.bare
         self._instructions = program.instructions
+        self._sparse = program.sparse
         self._index = index
         self.handler = self.follow
         for value, ref in program.initial.items():
@@ -244,7 +246,7 @@ class Engine:
             resident = self._bound.get(value)
             if resident is None or resident.place is Place.HERE or value in away:
                 continue
-            if self.used() + resident.nbytes <= self.budget:
+            if self.used() + resident.held <= self.budget:
                 self.manager.bring_back(resident, self._room_for_fetch)
 
     # -- following ---------------------------------------------------------------------------
@@ -561,7 +563,7 @@ class Engine:
                 break
             if copy is not None:
                 copies.append(copy)
-                lacking -= resident.nbytes
+                lacking -= resident.held
         start = time.perf_counter()
         for copy in copies:
             self.manager.settle(copy)
@@ -901,6 +903,7 @@ class Engine:
     def _bind(self, value: ValueId, storage: UntypedStorage) -> None:
         resident = self.manager.meet(storage)
         resident.value, resident.touched = value, self._tick
+        resident.is_sparse = value in self._sparse
         self._bound[value] = resident
 
     def _living(self, value: ValueId) -> UntypedStorage | None:

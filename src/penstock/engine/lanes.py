@@ -22,6 +22,7 @@ from typing import Protocol
 import torch
 from torch import UntypedStorage
 
+from penstock.dispatch.resident import Part
 from penstock.dispatch.storage import alias_of
 from penstock.engine.extents import Extent
 from penstock.engine.tiers import Cancelled, TierStore
@@ -50,6 +51,7 @@ class Copy:
         "is_in_place",
         "is_queued",
         "nbytes",
+        "parts",
         "ready",
         "source",
         "started",
@@ -63,10 +65,12 @@ class Copy:
         holder: UntypedStorage | None,
         *,
         inward: bool,
+        parts: Sequence[Part] | None = None,
         after: Sequence["Copy"] = (),
         lender: UntypedStorage | None = None,
     ) -> None:
         self.nbytes, self.extent, self.holder, self.inward = nbytes, extent, holder, inward
+        self.parts = ((0, nbytes),) if parts is None else parts  # of the storage: what is moved
         self.after = tuple(after)  # copies that must have ended before this one starts
         # By time.perf_counter; 0: not yet. On a stream: of the request; see `begun` and `finished`.
         self.started = self.ended = 0.0
@@ -83,6 +87,11 @@ class Copy:
         self.finished: torch.cuda.Event | None = None  # it has ended
         self._cancelled = self._abandoned = False
         self._done = threading.Event()
+
+    @property
+    def moved(self) -> int:
+        """Bytes."""
+        return sum(end - begin for begin, end in self.parts)
 
     def call_back(self) -> None:
         """Ask a copy out to stop. It may still end; `wait` for it, then see `was_called_back`."""
@@ -229,12 +238,12 @@ class ThreadLane:
             if copy.inward:
                 copy.take_memory(self._device)
                 assert copy.holder is not None
-                self._store.read(copy.extent, copy.holder)
+                self._store.read(copy.extent, copy.holder, copy.parts)
                 if copy.is_in_place and self._stream is None:
                     copy.holder = None  # it is the value's own storage: do not keep that alive
             else:
                 assert copy.source is not None
-                self._store.write(copy.source, copy.extent, copy.is_cancelled)
+                self._store.write(copy.source, copy.extent, copy.parts, copy.is_cancelled)
             if self._stream is not None:
                 self._stream.synchronize()
 
@@ -252,7 +261,7 @@ class DirectLane:
         copy.take_memory(torch.device("cpu"))
         assert copy.holder is not None
         try:
-            self._store.read(copy.extent, copy.holder)
+            self._store.read(copy.extent, copy.holder, copy.parts)
         except Exception as error:
             copy.error = error
         copy.end()
@@ -290,10 +299,10 @@ class StreamLane:
             with torch.cuda.stream(self._stream):
                 if copy.inward:
                     assert copy.holder is not None
-                    self._store.read(copy.extent, copy.holder)
+                    self._store.read(copy.extent, copy.holder, copy.parts)
                 else:
                     assert copy.source is not None
-                    self._store.write(copy.source, copy.extent, copy.is_cancelled)
+                    self._store.write(copy.source, copy.extent, copy.parts, copy.is_cancelled)
         finally:  # some of it may be under way
             finished.record(self._stream)
             copy.begun, copy.finished = begun, finished

@@ -107,7 +107,7 @@ class Log:
             if copy.ended and copy.error is None and not copy.was_called_back:
                 transfer = transfers[self.schedule.subject[row]]
                 lane = lane_of(transfer.tier, inward=transfer.inward)
-                moved[lane] += copy.nbytes
+                moved[lane] += copy.moved
                 begun, ended = self._span(copy)
                 busy[lane] += ended - begun
 

@@ -1,7 +1,7 @@
 """A plan made ready to be followed: for each op of the step, what the engine does around it."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -107,14 +107,19 @@ class Program:
         return tuple(found)
 
     @cached_property
+    def sparse(self) -> frozenset[ValueId]:
+        """Values that the device does not hold all of."""
+        return frozenset(value.id for value in self.trace.values if value.unwritten)
+
+    @cached_property
     def marked_sizes(self) -> list[int]:
-        return [self.trace.values[value].nbytes for _, value in self.marks]
+        return [self.trace.values[value].allocated for _, value in self.marks]
 
     def makes(self, op: int, func: OpOverload, sizes: Sequence[int]) -> bool:
         """Is op `op` of this step a call of `func` that makes storages of these sizes?"""
         if op >= len(self.funcs) or self.funcs[op] is not func:
             return False
-        return [self.trace.values[value].nbytes for value in self.trace.fresh[op]] == list(sizes)
+        return [self.trace.values[v].allocated for v in self.trace.fresh[op]] == list(sizes)
 
     @cached_property
     def grams(self) -> dict[tuple[OpOverload, ...], list[int]]:
@@ -138,10 +143,8 @@ def compile_program(
     schedule: Schedule,
     predicted: Timeline,
     initial: dict[ValueId, StorageRef],
-    growth: Mapping[OpIndex, int] | None = None,
 ) -> Program:
-    """Make a plan ready. `funcs` are the recorded calls, one for each op of the trace; `growth` as in
-    `record.step.Recording`.
+    """Make a plan ready. `funcs` are the recorded calls, one for each op of the trace.
 
     Raises `PlanError` if the plan places values: a kernel of PyTorch reads and writes the memory of its
     device and nothing else.
@@ -170,14 +173,14 @@ def compile_program(
     bound.update(source for line in lineages.values() for source in line.sources)
     bound_from = min(max((schedule.budget or 1 << 30) // _BOUND_SHARE, MOVABLE_FROM), 1 << 20)
     bound.update(v.id for v in trace.values if v.nbytes >= bound_from)
-    unsure, grew = _unsure(funcs, trace), growth or {}
+    unsure = _unsure(funcs, trace)
     instructions: list[Instruction | None] = []
     late: defaultdict[OpIndex, list[Numbered]] = defaultdict(list)  # evictions, by what they follow
     for op, around in zip(trace.ops, schedule.around, strict=True):
         before = tuple(_not_too_soon(around.before, op.index - 1, late))
         after = tuple(_not_too_soon(around.after, op.index, late))
         fresh = sum(trace.values[v].nbytes for v in trace.fresh[op.index])
-        need = max(fresh + op.workspace, grew.get(op.index, 0))
+        need = fresh + op.workspace
         instruction = Instruction(
             _with_passes(before, remade.get(op.index, {})),
             tuple(

@@ -24,6 +24,7 @@ from enum import Enum
 import torch
 from torch import UntypedStorage
 
+from penstock.dispatch.resident import Part, parts_held
 from penstock.dispatch.storage import (
     CAN_SWAP,
     StorageRef,
@@ -59,6 +60,8 @@ class Resident:
 
     ref: StorageRef
     nbytes: int
+    parts: Sequence[Part]  # of it: what the device held when it last left, else all
+    is_sparse: bool = False  # are those to be asked for when it leaves?
     place: Place = Place.HERE
     copy: Copy | None = None  # while it is HERE: one that began ahead
     tier: "MountedTier | None" = None
@@ -69,6 +72,11 @@ class Resident:
     exposed: int = 0  # not to be moved before this tick: someone may hold its address
     visitors: int = 0  # calls of other threads that use it now
     checksum: int | None = None
+
+    @property
+    def held(self) -> int:
+        """Bytes that the device holds for it when it is here."""
+        return sum(end - begin for begin, end in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +132,8 @@ class ResidencyManager:
         known = self.known.get(key_of(storage))
         if known is None:
             ref = StorageRef(storage, self._died)
-            known = self.known[ref.key] = Resident(ref, storage.nbytes())
+            nbytes = storage.nbytes()
+            known = self.known[ref.key] = Resident(ref, nbytes, ((0, nbytes),))
         return known
 
     def is_movable(self, resident: Resident, tick: int) -> bool:
@@ -149,7 +158,7 @@ class ResidencyManager:
         if storage is None:
             return None
         if resident.ref.key not in self.ahead:
-            copy = self._copy_out(resident, tier, lender=storage)
+            copy = self._copy_out(resident, storage, tier, lender=storage)
             self.ahead[resident.ref.key] = resident
             self.tiers[tier].out.put(copy)
         return resident.copy
@@ -165,7 +174,7 @@ class ResidencyManager:
         if storage is None:
             return None
         begun = self._begun(resident, tier)
-        copy = begun or self._copy_out(resident, tier)
+        copy = begun or self._copy_out(resident, storage, tier)
         if self._verify:
             resident.checksum = _checksum(storage)
         resident.place = Place.LEAVING
@@ -178,15 +187,22 @@ class ResidencyManager:
         return copy
 
     def _copy_out(
-        self, resident: Resident, tier: str, lender: UntypedStorage | None = None
+        self,
+        resident: Resident,
+        storage: UntypedStorage,
+        tier: str,
+        lender: UntypedStorage | None = None,
     ) -> Copy:
         """A copy out that is on no lane yet, with space for it."""
         mounted = self.tiers[tier]
         self._tidy()
         extent = mounted.store.reserve(resident.nbytes)
-        copy = Copy(resident.nbytes, extent, None, inward=False, lender=lender)
+        resident.parts = parts_held(storage) if resident.is_sparse else ((0, resident.nbytes),)
+        copy = Copy(
+            resident.nbytes, extent, None, inward=False, parts=resident.parts, lender=lender
+        )
         resident.tier, resident.extent, resident.copy = mounted, extent, copy
-        self._count(mounted.out, resident.nbytes)
+        self._count(mounted.out, copy.moved)
         return copy
 
     def _begun(self, resident: Resident, tier: str) -> Copy | None:
@@ -242,6 +258,7 @@ class ResidencyManager:
             resident.extent,
             None if CAN_SWAP else storage,
             inward=True,
+            parts=resident.parts,
             after=tuple(after),
         )
         resident.copy, resident.place = copy, Place.ARRIVING
@@ -249,15 +266,15 @@ class ResidencyManager:
         self._incoming.append(copy)
         resident.tier.back.put(copy)
         self.statistics.prefetches += 1
-        self._count(resident.tier.back, resident.nbytes)
+        self._count(resident.tier.back, copy.moved)
         return copy
 
     def promised(self) -> int:
         """Bytes that copies in will take when they begin, beyond those that they wait to be freed."""
         self._forget_begun()
         coming = [copy for copy in self._incoming if not copy.has_begun()]
-        freed = {id(out): out.nbytes for copy in coming for out in copy.after if not out.is_done()}
-        return max(0, sum(copy.nbytes for copy in coming) - sum(freed.values()))
+        freed = {id(out): out.moved for copy in coming for out in copy.after if not out.is_done()}
+        return max(0, sum(copy.moved for copy in coming) - sum(freed.values()))
 
     def _forget_begun(self) -> None:
         while self._incoming and self._incoming[0].has_begun():
@@ -333,7 +350,7 @@ class ResidencyManager:
     def _fetch(
         self, resident: Resident, storage: UntypedStorage, make_room: Callable[[int], None]
     ) -> None:
-        make_room(resident.nbytes)
+        make_room(resident.held)
         self.statistics.fetches += 1
         if self.prefetch(resident) is not None:
             self.statistics.prefetches -= 1
@@ -348,8 +365,8 @@ class ResidencyManager:
         if copy.error is not None:
             resident.place = Place.AWAY
             if _is_out_of_memory(copy.error):
-                make_room(resident.nbytes)
-                self.when_short(resident.nbytes)
+                make_room(resident.held)
+                self.when_short(resident.held)
             elif isinstance(copy.error, Exception):  # else it was interrupted
                 raise _told(copy.error)
             self.prefetch(resident)
@@ -434,7 +451,7 @@ class ResidencyManager:
 
     def resident_bytes_away(self) -> int:
         """Bytes of living storages that the device does not hold, or is just giving back."""
-        return sum(resident.nbytes for resident in list(self.absent.values()))
+        return sum(resident.held for resident in list(self.absent.values()))
 
     def become_child(self) -> None:
         """After a fork, in the child: what was on its way has stopped, and no lane has a thread."""

@@ -80,6 +80,7 @@ class Sample(NamedTuple):
     moved: float  # bytes
     seconds: float
     workspace: float = 0  # bytes
+    unwritten: float = 0  # share of what it gave out
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,9 @@ class Rate:
     flops: float = 0.0  # per second
     bandwidth: float = 0.0  # bytes per second
     workspace: float = 0.0  # bytes, for each byte that it moves
+    unwritten: float = (
+        0.0  # share of the bytes that it gives out, as long as no other op writes there
+    )
     library: float = 0.0  # bytes that its kernels keep for themselves, once one ran
     seen: tuple[Sample, ...] = ()
 
@@ -101,6 +105,10 @@ class Rate:
         *rates, seen = (getattr(self, one.name) for one in fields(self))
         if not all(0 <= one < math.inf for one in chain(rates, *seen)):
             raise TraceError(f"an op's rates must be 0 or more and finite, not {self}")
+        if self.unwritten > 1:
+            raise TraceError(
+                f"an op leaves {self.unwritten:g} of its bytes unwritten; 1 is all of them"
+            )
 
     def seconds(self, flops: float, moved: float) -> float:
         arithmetic = flops / self.flops if self.flops else 0.0

@@ -163,6 +163,7 @@ _VALUE: dict[str, Any] = {
     "freed": None,
     "saved": False,
     "name": "",
+    "unwritten": 0,
 }
 _OP: dict[str, Any] = {
     "name": _REQUIRED,
@@ -225,6 +226,7 @@ def _read_trace(body: Json) -> Trace:
                 None if row["freed"] is None else OpIndex(int(row["freed"])),
                 bool(row["saved"]),
                 row["name"],
+                int(row["unwritten"]),
             )
             for index, row in enumerate(_rows(values, len(values["nbytes"]), _VALUE))
         ),

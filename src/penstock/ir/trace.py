@@ -50,6 +50,9 @@ class Value:
 
     `freed` is the op after which this version is gone: its storage died, or the op overwrote it
     in place (then the next version of `storage` begins there and no byte is given back).
+
+    `nbytes` are those that the device holds for it. Its storage may have more: a CPU holds no page that
+    nobody wrote to.
     """
 
     id: ValueId
@@ -60,6 +63,12 @@ class Value:
     freed: OpIndex | None = None  # None: alive when the step ends
     saved: bool = False  # made in forward, read in backward: autograd keeps it
     name: str = ""  # the user's name for it, e.g. `decoder.11.mlp.weight`
+    unwritten: int = field(default=0, repr=False)  # bytes of its storage that nobody writes
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of its storage."""
+        return self.nbytes + self.unwritten
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,6 +382,8 @@ def _faults(ops: Sequence[Op], values: Sequence[Value]) -> Iterator[str]:
             yield f"value {value.id} stands at position {position}"
         if value.nbytes < 0:
             yield f"value {position} has {value.nbytes} bytes"
+        if value.unwritten < 0:
+            yield f"value {position} has {value.unwritten} bytes that nobody writes"
         if value.producer is not None and not 0 <= value.producer < len(ops):
             yield f"value {position} is made by op {value.producer}, which does not exist"
         elif value.freed is not None and not (value.producer or 0) <= value.freed < len(ops):

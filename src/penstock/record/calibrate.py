@@ -125,11 +125,13 @@ def _samples(traces: Sequence[Trace]) -> Iterator[Keyed]:
     """Each op of a step by the names under which it is looked up, with its median over the steps."""
     for ops in zip(*(trace.ops for trace in traces), strict=True):
         op: Op = ops[0]
+        made = [traces[0].values[value] for value in traces[0].fresh[op.index]]
         sample = Sample(
             op.flops,
             op.moved,
             median(one.seconds for one in ops),
             int(median(one.workspace for one in ops)),
+            sum(one.unwritten for one in made) / max(1, sum(one.allocated for one in made)),
         )
         for key in keys_of(op):
             yield key, sample

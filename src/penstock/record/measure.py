@@ -51,9 +51,12 @@ class Cost:
     def seconds(self) -> float:
         return self._seconds()
 
-    def scratch(self, outputs: int) -> int:
-        """Bytes that the call held beyond its `outputs` and gave back."""
-        beyond = self.peak_above - max(outputs, self.settled_above)
+    def scratch(self, outputs: int, *, settles: bool = True) -> int:
+        """Bytes that the call held beyond its `outputs` and gave back.
+
+        `settles`: what it holds afterwards is none of them, but what a library keeps.
+        """
+        beyond = self.peak_above - max(outputs, self.settled_above if settles else 0)
         return beyond if beyond >= _NOTABLE else 0
 
 
@@ -66,7 +69,7 @@ class Foreseen(Cost):
         super().__init__(lambda: 0.0, 0, 0)
         self._scratch = scratch
 
-    def scratch(self, outputs: int) -> int:  # noqa: ARG002  (it is known without)
+    def scratch(self, outputs: int, *, settles: bool = True) -> int:  # noqa: ARG002  (it is known)
         return self._scratch
 
 

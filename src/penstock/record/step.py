@@ -10,7 +10,7 @@ changed in place, and a user's error would go unseen.
 
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch._ops import OpOverload
 from torch.optim import Optimizer
 
 from penstock.dispatch.clock import in_backward
+from penstock.dispatch.resident import parts_held
 from penstock.dispatch.schema import Facts, facts_of, tensors_in
 from penstock.dispatch.storage import StorageRef, key_of, lies_on, storage_of
 from penstock.ir.trace import Kind, Op, OpIndex, Phase, StorageId, Trace, Value, ValueId
@@ -34,15 +35,11 @@ __all__ = ["Recorder", "Recording"]
 class Recording:
     """A recorded step: its trace, the calls that made its ops, and the storages, if they live, of
     the values that were there when it began.
-
-    `growth`: by op, the bytes that the device held more while it ran; of those ops only that read what
-    was given out and not yet written. They may write there: that is no scratch, but takes room.
     """
 
     trace: Trace
     funcs: tuple[OpOverload, ...]
     initial: dict[ValueId, StorageRef]
-    growth: Mapping[OpIndex, int] = field(default_factory=dict)
 
 
 class Recorder:
@@ -121,7 +118,7 @@ class Recorder:
             Value(
                 number[id(version)],
                 StorageId(version.storage.number),
-                version.storage.nbytes,
+                version.storage.held,
                 version.storage.kind or version.storage.born_as,
                 None if version.producer is None else OpIndex(version.producer),
                 None if version.freed is None else OpIndex(version.freed),
@@ -129,6 +126,7 @@ class Recorder:
                 and version.producer is not None
                 and ops[version.producer].phase is Phase.FORWARD,
                 version.storage.name,
+                version.storage.unwritten,
             )
             for version in kept
         )
@@ -138,12 +136,11 @@ class Recorder:
         funcs = tuple(op.func for op in self._ops)
         self._ops.clear()
         self._versions.clear()
-        growth = {OpIndex(n): op.growth for n, op in enumerate(self._ops) if op.growth}
-        return Recording(trace, funcs, initial, growth)
+        return Recording(trace, funcs, initial)
 
     def live_bytes(self) -> int:
-        """Bytes of all storages that live now, wherever their bytes are."""
-        return sum(storage.nbytes for storage in self._alive.values())
+        """Bytes of all storages that live now, wherever they are, but for what nobody wrote."""
+        return sum(storage.held for storage in self._alive.values())
 
     # -- what the session tells ----------------------------------------------------------------
 
@@ -192,26 +189,23 @@ class Recorder:
         sources = self._storages_of(inputs)
         targets = self._storages_of(self._mine(facts.written(args, kwargs)))
         reads = [storage.versions[-1] for storage in sources]
-        # Pages that an op is the first to write are its target, not its scratch. What it only reads may
-        # stay as it is, or hide what it keeps there for itself: that shows in what is held afterwards.
-        first_touched = sum(storage.untouched for storage in targets)
-        reads_unwritten = any(one.untouched and one not in targets for one in sources)
         module = self._paths.current(backward=backward)
 
         result, cost = self._watch.run(func, args, kwargs)
 
         index = len(self._ops)
         writes = []
+        first_written = 0  # of what was there
         for storage in targets:
-            storage.untouched = 0
+            first_written += storage.see_what_is_written()
             storage.versions[-1].freed = index
             writes.append(self._add_version(storage, index))
         outputs = self._mine(tensors_in(result))
         fresh = self._fresh(outputs, index, backward=backward)
         writes.extend(storage.versions[-1] for storage in fresh)
-        fresh_bytes = sum(storage.nbytes for storage in fresh)
-        if cost.settled_above < fresh_bytes // 2:  # given out, not written: `empty` and its like
-            _leave_untouched(fresh, fresh_bytes - cost.settled_above)
+        written = first_written + sum(storage.held for storage in fresh)
+        # An op may keep things for itself in what it reads, where nobody wrote: scratch that goes with it.
+        may_hide = any(storage.unwritten and storage not in targets for storage in sources)
         self._ops.append(
             _Op(
                 func,
@@ -223,8 +217,7 @@ class Recorder:
                 host_seconds,
                 flops_of(func, args, kwargs, result),
                 moved_bytes(inputs) + moved_bytes(outputs),
-                cost.scratch(fresh_bytes + first_touched),
-                cost.peak_above if reads_unwritten else 0,
+                cost.scratch(written, settles=not may_hide),
                 # What a secret write touches, `Facts.again` keeps out of a second run.
                 facts.repeatable
                 and (bool(facts.secret_writes) or all(s.is_of_this_step for s in targets)),
@@ -280,6 +273,9 @@ class Recorder:
     def _meet(self, torch_storage: UntypedStorage, born_as: Kind) -> "_Storage":
         ref = StorageRef(torch_storage, self._died)
         storage = _Storage(ref, torch_storage.nbytes(), self._next_storage(), born_as)
+        if born_as is not Kind.INPUT:
+            storage.unwritten = storage.nbytes
+            storage.see_what_is_written()
         if (named := self._paths.name_of(torch_storage)) is not None:
             storage.name, storage.kind = named
         self._alive[ref.key] = storage
@@ -313,21 +309,25 @@ class _Storage:
     kind: Kind | None = None  # what it turned out to be
     name: str = ""
     is_of_this_step: bool = False
-    untouched: int = 0  # bytes given out but not yet written
+    unwritten: int = 0  # bytes
     versions: list["_Version"] = field(default_factory=list)  # of this step
+
+    @property
+    def held(self) -> int:
+        return self.nbytes - self.unwritten
+
+    def see_what_is_written(self) -> int:
+        """After an op that may have written here: the bytes that it was the first to write."""
+        before = self.unwritten
+        if before and (storage := self.ref()) is not None:
+            self.unwritten = self.nbytes - sum(end - begin for begin, end in parts_held(storage))
+        return before - self.unwritten
 
     def outlive_step(self, number: int) -> None:
         """A new step begins, and this storage is still there."""
         self.number = number
         self.is_of_this_step = False
         self.versions.clear()
-
-
-def _leave_untouched(fresh: Iterable[_Storage], nbytes: int) -> None:
-    """Of these storages so many bytes were not written: of the largest first."""
-    for storage in sorted(fresh, key=lambda one: -one.nbytes):
-        storage.untouched = min(storage.nbytes, nbytes)
-        nbytes -= storage.untouched
 
 
 @dataclass(slots=True, eq=False)
@@ -349,7 +349,6 @@ class _Op:
     flops: int
     moved: int
     scratch: int
-    growth: int
     repeatable: bool
     module: str
     dtype: str

@@ -14,12 +14,13 @@ Inferred  The usual shares below: from public benchmarks of cuBLAS, cuDNN and at
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from penstock.ir.machine import Device, Machine, Rate, Sample
-from penstock.ir.trace import Op, Trace
+from penstock.ir.trace import Op, StorageId, Trace, Value
 from penstock.simulate.allocators import allocations, cpu, least_reserved
 from penstock.simulate.queue import idle_before
 
@@ -87,24 +88,47 @@ def priced(trace: Trace, machine: Machine) -> Trace:
     costs = [
         rates[kind].cost(op.flops, op.moved) for kind, op in zip(kinds, trace.ops, strict=True)
     ]
+    trace = replace(trace, values=_values_held(trace, [cost.unwritten for cost in costs]))
     phases = [host_key(op) for op in trace.ops]
     paces = {phase: Corrected(device.costs.get(phase, Rate())) for phase in set(phases)}
     hosts = [
-        paces[phase].cost(0, freed)[0]
+        paces[phase].cost(0, freed).seconds
         for phase, freed in zip(phases, freed_before(trace), strict=True)
     ]
     if trace.device == "cuda":
-        hosts = idle_before([op.name for op in trace.ops], hosts, [own for own, _ in costs])
+        hosts = idle_before([op.name for op in trace.ops], hosts, [cost.seconds for cost in costs])
     found = replace(
         trace,
         ops=tuple(
-            replace(op, seconds=own, host_seconds=host, workspace=op.workspace or scratch)
-            for op, (own, scratch), host in zip(trace.ops, costs, hosts, strict=True)
+            replace(
+                op,
+                seconds=cost.seconds,
+                host_seconds=host,
+                workspace=op.workspace or cost.workspace,
+            )
+            for op, cost, host in zip(trace.ops, costs, hosts, strict=True)
         ),
     )
     requests = allocations(found)
     held = least_reserved(requests) if trace.device == "cuda" else cpu(requests).reserved_peak
     return replace(found, slack=max(0, held - found.peak) + _overhead(trace, device))
+
+
+def _values_held(trace: Trace, shares: Sequence[float]) -> tuple[Value, ...]:
+    """Its values, less what nobody writes: of what an op gives out a share, of the largest first."""
+    unwritten: dict[StorageId, int] = {}
+    for share, made in zip(shares, trace.fresh, strict=True):
+        values = [trace.values[value] for value in made]
+        left = int(share * sum(value.allocated for value in values))
+        for value in sorted(values, key=lambda one: -one.allocated):
+            unwritten[value.storage] = min(left, value.allocated)
+            left -= unwritten[value.storage]
+    return tuple(
+        replace(value, nbytes=value.allocated - without, unwritten=without)
+        if (without := unwritten.get(value.storage, 0))
+        else value
+        for value in trace.values
+    )
 
 
 def _overhead(trace: Trace, device: Device) -> int:
@@ -117,39 +141,51 @@ def _overhead(trace: Trace, device: Device) -> int:
     return device.overhead + int(kept)
 
 
+class Price(NamedTuple):
+    """What an op costs."""
+
+    seconds: float
+    workspace: int  # bytes
+    unwritten: float  # share of what it gives out
+
+
 class Corrected:
     """A rate, put right by what was seen of sizes near: fast caches, huge pages, small matrices.
 
-    Measured over predicted seconds, as logarithms, and scratch for each byte moved are averaged with
+    Measured over predicted seconds, as logarithms, and what it does with memory are averaged with
     weights by nearness. Beyond the sizes that were seen, those at the edge count.
     """
 
     def __init__(self, rate: Rate) -> None:
         self._rate = rate
-        self._known: dict[tuple[int, int], tuple[float, int]] = {}
-        flops, moved, seconds, workspace = np.array(rate.seen, float).reshape(-1, 4).T
+        self._known: dict[tuple[int, int], Price] = {}
+        flops, moved, seconds, workspace, unwritten = np.array(rate.seen, float).reshape(-1, 5).T
         predicted = [rate.seconds(one.flops, one.moved) for one in rate.seen]
         self._sizes = _logarithms(flops, moved)
         self._off = np.log(np.maximum(seconds, _LEAST) / np.maximum(predicted, _LEAST))
-        self._more = workspace / np.maximum(moved, 1) - rate.workspace
+        self._scratch = workspace / np.maximum(moved, 1) - rate.workspace
+        self._unwritten = unwritten - rate.unwritten
 
-    def cost(self, flops: int, moved: int) -> tuple[float, int]:
-        """Seconds and bytes of workspace of an op of that size."""
+    def cost(self, flops: int, moved: int) -> Price:
+        """Of an op of that size."""
         size = flops, moved
         if size not in self._known:
             self._known[size] = self._cost(flops, moved)
         return self._known[size]
 
-    def _cost(self, flops: int, moved: int) -> tuple[float, int]:
-        off, more = 0.0, 0.0
-        if self._rate.seen:
+    def _cost(self, flops: int, moved: int) -> Price:
+        rate = self._rate
+        off, scratch, unwritten = 0.0, rate.workspace, rate.unwritten
+        if rate.seen:
             sizes = self._sizes
             here = np.clip(_logarithms(flops, moved), sizes.min(axis=0), sizes.max(axis=0))
             weights = np.exp(-(((sizes - here) / _NEAR) ** 2).sum(axis=1) / 2)
             weights /= weights.sum() + _ROOFLINE
-            off, more = float(weights @ self._off), float(weights @ self._more)
-        seconds = self._rate.seconds(flops, moved) * math.exp(off)
-        return seconds, int(max(0.0, self._rate.workspace + more) * moved)
+            off = float(weights @ self._off)
+            scratch += float(weights @ self._scratch)
+            unwritten += float(weights @ self._unwritten)
+        seconds = rate.seconds(flops, moved) * math.exp(off)
+        return Price(seconds, int(max(0.0, scratch) * moved), min(max(0.0, unwritten), 1.0))
 
 
 def _logarithms(*columns: ArrayLike) -> NDArray[np.float64]:
@@ -224,6 +260,7 @@ def fitted(samples: Sequence[Sample]) -> Rate:
     return replace(
         best,
         workspace=float(np.median(scratch)) if scratch else 0.0,
+        unwritten=float(np.median([one.unwritten for one in samples])),
         seen=tuple(samples),
     )
 
@@ -238,6 +275,7 @@ def _by_size(samples: Sequence[Sample]) -> list[Sample]:
             *size,
             float(np.median([one.seconds for one in those])),
             int(np.median([one.workspace for one in those])),
+            float(np.median([one.unwritten for one in those])),
         )
         for size, those in sizes.items()
     ]

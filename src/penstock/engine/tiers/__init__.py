@@ -1,10 +1,11 @@
 """The tiers below the device: where bytes go, and how."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import UntypedStorage
 
+from penstock.dispatch.resident import Part
 from penstock.engine.extents import Extent
 from penstock.ir.machine import Tier as TierFacts
 
@@ -27,13 +28,21 @@ class TierStore(Protocol):
     def release(self, extent: Extent) -> None: ...
 
     def write(
-        self, source: UntypedStorage, extent: Extent, is_cancelled: Callable[[], bool]
+        self,
+        source: UntypedStorage,
+        extent: Extent,
+        parts: Sequence[Part],
+        is_cancelled: Callable[[], bool],
     ) -> None:
-        """Copy out. Raises `Cancelled` soon after `is_cancelled` says so, `TierError` on failure."""
+        """Copy parts of a storage out, each to the same place in `extent`.
+
+        They begin where a block does. Raises `Cancelled` soon after `is_cancelled` says so, `TierError`
+        on failure.
+        """
         ...
 
-    def read(self, extent: Extent, target: UntypedStorage) -> None:
-        """Copy back the first bytes of `extent`, as many as `target` holds."""
+    def read(self, extent: Extent, target: UntypedStorage, parts: Sequence[Part]) -> None:
+        """Copy parts back; of what lies between them nobody wants the bytes."""
         ...
 
     def used(self) -> int:

@@ -17,11 +17,12 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import UntypedStorage
 
+from penstock.dispatch.resident import Part
 from penstock.dispatch.storage import address_of, byte_view
 from penstock.engine.extents import Extent, Extents
 from penstock.engine.tiers import Cancelled
@@ -83,17 +84,18 @@ class DiskStore:
         self,
         source: UntypedStorage,
         extent: Extent,
+        parts: Sequence[Part],
         is_cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        for offset, nbytes in _chunks(source):
+        for offset, nbytes in _chunks(source, parts):
             if is_cancelled():
                 raise Cancelled
             with _Window(self._bounce(), source, offset, nbytes) as window:
                 window.fetch()
                 self._transfer(os.pwritev, window.memory, extent.offset + offset, "write")
 
-    def read(self, extent: Extent, target: UntypedStorage) -> None:
-        for offset, nbytes in _chunks(target):
+    def read(self, extent: Extent, target: UntypedStorage, parts: Sequence[Part]) -> None:
+        for offset, nbytes in _chunks(target, parts):
             with _Window(self._bounce(), target, offset, nbytes) as window:
                 self._transfer(os.preadv, window.memory, extent.offset + offset, "read")
                 window.deliver()
@@ -102,11 +104,14 @@ class DiskStore:
         extent = self.reserve(_PROBE)
         block = UntypedStorage(_PROBE)
         byte_view(block).fill_(1)
-        self.write(block, extent)  # the first write of new blocks is slower than any later one
+        whole = [(0, _PROBE)]
+        self.write(
+            block, extent, whole
+        )  # the first write of new blocks is slower than any later one
         begin = time.perf_counter()
-        self.write(block, extent)
+        self.write(block, extent, whole)
         written = time.perf_counter()
-        self.read(extent, block)
+        self.read(extent, block, whole)
         read = time.perf_counter()
         self.release(extent)
         links = Link(_PROBE / (written - begin)), Link(_PROBE / (read - written))
@@ -229,16 +234,16 @@ def _takes_direct_writes(file: int) -> bool:
             return True  # a full disk is reported where space is reserved
 
 
-def _chunks(storage: UntypedStorage) -> Iterator[tuple[int, int]]:
+def _chunks(storage: UntypedStorage, parts: Iterable[Part]) -> Iterator[tuple[int, int]]:
     """Offsets and sizes, each moved by one system call: whole blocks in place, the rest bounces."""
-    nbytes, offset = storage.nbytes(), 0
-    if _is_aligned(storage, 0):
-        whole = nbytes - nbytes % _BLOCK
-        for offset in range(0, whole, _CHUNK):
-            yield offset, min(_CHUNK, whole - offset)
-        offset = whole
-    for begin in range(offset, nbytes, _BOUNCE):
-        yield begin, min(_BOUNCE, nbytes - begin)
+    for begin, end in parts:
+        bounced = begin
+        if _is_aligned(storage, begin):
+            bounced = end - (end - begin) % _BLOCK
+            for offset in range(begin, bounced, _CHUNK):
+                yield offset, min(_CHUNK, bounced - offset)
+        for offset in range(bounced, end, _BOUNCE):
+            yield offset, min(_BOUNCE, end - offset)
 
 
 def _is_aligned(storage: UntypedStorage, offset: int) -> bool:

@@ -6,12 +6,13 @@ allocator rounds each block up to one, and sub-allocated: host memory is a plann
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psutil
 import torch
 from torch import Tensor, UntypedStorage
 
+from penstock.dispatch.resident import Part
 from penstock.dispatch.storage import byte_view
 from penstock.engine.extents import Extent, Extents
 from penstock.engine.tiers import Cancelled
@@ -60,22 +61,27 @@ class HostStore:
         self,
         source: UntypedStorage,
         extent: Extent,
+        parts: Sequence[Part],
         is_cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         if is_cancelled():
             raise Cancelled
-        self._place(extent, source.nbytes()).copy_(byte_view(source), non_blocking=True)
+        there, here = self._place(extent, source.nbytes()), byte_view(source)
+        for begin, end in parts:
+            there[begin:end].copy_(here[begin:end], non_blocking=True)
 
-    def read(self, extent: Extent, target: UntypedStorage) -> None:
-        byte_view(target).copy_(self._place(extent, target.nbytes()), non_blocking=True)
+    def read(self, extent: Extent, target: UntypedStorage, parts: Sequence[Part]) -> None:
+        there, here = self._place(extent, target.nbytes()), byte_view(target)
+        for begin, end in parts:
+            here[begin:end].copy_(there[begin:end], non_blocking=True)
 
     def probe(self) -> TierFacts:
         extent = self.reserve(_PROBE)
         block = UntypedStorage(_PROBE, device=self._device)
         links: list[Link] = []
         copies: tuple[Callable[[], None], ...] = (
-            lambda: self.write(block, extent),
-            lambda: self.read(extent, block),
+            lambda: self.write(block, extent, [(0, _PROBE)]),
+            lambda: self.read(extent, block, [(0, _PROBE)]),
         )
         for copy in copies:
             copy()
