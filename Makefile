@@ -46,10 +46,11 @@ reproduce: $(READY)
 	$(BIN)/python benchmarks/reproduce.py
 
 # Torch first and alone, so that a failed download of the largest part is seen as what it is.
+# Of what is installed little is imported: Python compiles that then.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q torch==2.13.0 -c constraints.txt
-	$(BIN)/python -m pip install -q -e '.[test]' -c constraints.txt
+	$(BIN)/python -m pip install -q --no-compile torch==2.13.0 -c constraints.txt
+	$(BIN)/python -m pip install -q --no-compile -e '.[test]' -c constraints.txt
 	touch $@
 
 clean:

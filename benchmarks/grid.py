@@ -29,7 +29,7 @@ from penstock import policies
 from penstock.errors import PenstockError, TraceError
 from penstock.ir.store import load_trace, save
 from penstock.ir.trace import Trace
-from penstock.leaderboard import Case, Entry, compare, kept, standings
+from penstock.leaderboard import Case, Entry, compare, kept, remembered, standings
 from penstock.machines import find
 from penstock.simulate.roofline import priced
 from penstock.sizes import Share
@@ -68,10 +68,14 @@ def asked(names: Iterable[str]) -> list[str]:
 
 def case_of(folder: Path, name: str, size: str, on: str) -> Case:
     """A workload of the zoo on a machine. Recorded once: a point's key is made of the recording."""
-    file = folder / f"{name}.{size}.{on}.trace".replace(":", "-")
+    file = file_of(folder, name, size, on)
     if not file.exists():
         save(file, recorded(name, size, on))
     return Case(f"{name} {size}", on, load_trace(file)[0], find(on))
+
+
+def file_of(folder: Path, name: str, size: str, on: str) -> Path:
+    return folder / f"{name}.{size}.{on}.trace".replace(":", "-")
 
 
 def recorded(name: str, size: str, on: str) -> Trace:
@@ -104,13 +108,18 @@ def found_on(case: Case, folder: Path, names: Sequence[str], processes: int) -> 
         return compare([case], budgets, names, results=results, processes=processes, limit=LIMIT)
 
     found = points("points.jsonl", BUDGETS, names)
+    for name, budgets in asked_again(found).items():
+        points("again.jsonl", budgets, [name])
+    return found
+
+
+def asked_again(found: Iterable[Entry]) -> dict[str, list[int]]:
+    """With which budgets each policy is asked again."""
     again: dict[str, set[int]] = defaultdict(set)
     for entry in found:
         if lacks(entry) and int(entry.key, 16) % SAMPLE == 0:
             again[entry.policy].add(least(entry))
-    for name, budgets in again.items():
-        points("again.jsonl", sorted(budgets), [name])
-    return found
+    return {name: sorted(budgets) for name, budgets in again.items()}
 
 
 def lacks(entry: Entry) -> bool:
@@ -194,22 +203,6 @@ def shown(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def steps_of(folder: Path, entries: Sequence[Entry]) -> dict[str, dict[str, int]]:
-    """Ops and plain peak of each step, by step and machine."""
-    found = {}
-    for step, on in sorted({(entry.step, entry.on) for entry in entries}):
-        name, size = step.split()
-        trace = case_of(folder, name, size, on).trace
-        found[f"{step}, {on}"] = {"ops": len(trace.ops), "peak": trace.peak + trace.slack}
-    return found
-
-
-def latest(file: Path) -> list[Entry]:
-    """The points in a file; of those that say the same but for the recording, the last."""
-    by_name = {(e.step, e.on, e.budget, e.policy): e for e in kept(file).values()}
-    return list(by_name.values())
-
-
 def main() -> None:
     from penstock.zoo.workloads import names as workloads
 
@@ -240,24 +233,39 @@ def main() -> None:
             f"{sum(map(lacks, found))} lack room, {took:.0f} s of planning",
             *(f"\n  {e.policy} {e.budget:,}: {e.problem}" for e in found if e.problem),
         )
-    entries = latest(options.folder / "points.jsonl")
+    names = asked(policies.names())
+    points, with_more = (kept(options.folder / f"{name}.jsonl") for name in ("points", "again"))
+    each = len(BUDGETS) * len(names)
+    entries: list[Entry] = []
+    again: list[Entry] = []
+    steps: dict[str, dict[str, int]] = {}
+    whole = dict.fromkeys(SIZES, 0)
+    for size, name, on in product(SIZES, workloads(), MACHINES):
+        if not file_of(options.folder, name, size, on).exists():
+            continue
+        case = case_of(options.folder, name, size, on)
+        found = remembered([case], BUDGETS, names, points)
+        entries += found
+        for policy, budgets in asked_again(found).items():
+            again += remembered([case], budgets, [policy], with_more)
+        peak = case.trace.peak + case.trace.slack
+        steps[f"{case.step}, {on}"] = {"ops": len(case.trace.ops), "peak": peak}
+        whole[size] += len(found) == each
     if not entries:
         raise SystemExit(f"no points in {options.folder}: run without --known")
-    summed = summary(entries, latest(options.folder / "again.jsonl"))
-    whole = len(SIZES) * len(workloads()) * len(MACHINES) * len(BUDGETS) * len(policies.names())
-    console.print(shown(summed["policies"]))
-    console.print(f"{len(entries):,} of {whole:,} points; {len(summed['findings'])} findings")
-    at = {(entry.step, entry.on) for entry in entries}
+    summed = summary(entries, again)
     pairs = len(workloads()) * len(MACHINES)
-    met = {size: sum(step.split()[1] == size for step, _ in at) for size in SIZES}
+    of = len(SIZES) * pairs * each
+    console.print(shown(summed["policies"]))
+    console.print(f"{len(entries):,} of {of:,} points; {len(summed['findings'])} findings")
     facts = {
         "points": len(entries),
-        "of": whole,
-        "covered": {size: f"{n} of {pairs} steps x machines" for size, n in met.items()},
+        "of": of,
+        "covered": {size: f"{n} of {pairs} steps x machines" for size, n in whole.items()},
         "budgets": [share.fraction for share in BUDGETS],
         "search_seconds": SEARCHES,
         "left_out": left_out,
-        "steps": steps_of(options.folder, entries),
+        "steps": steps,
     }
     write(options.json, {**where(), **facts, **summed})
 

@@ -13,7 +13,7 @@ from penstock.ir.machine import Device, Link, Machine, Tier
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
-from penstock.leaderboard import Case, Entry, compare, kept, level, standings
+from penstock.leaderboard import Case, Entry, compare, kept, level, remembered, standings
 from penstock.sizes import Share
 from penstock.solve.best import outcome
 
@@ -119,6 +119,15 @@ def test_another_trace_machine_budget_or_policy_is_another_point_and_another_nam
     assert len(set(keys)) == 12  # 3 cases x 2 budgets x 2 policies
     assert keys[12:] == keys[:4]
     assert {(entry.step, entry.on) for entry in found[12:]} == {("my step", "my machine")}
+
+
+def test_what_is_known_is_found_under_any_name_and_what_is_not_is_left_out() -> None:
+    first = compare(CASES[:1], BUDGETS, ["keep"], processes=1)
+    known = {entry.key: entry for entry in first}
+    renamed = Case("my step", "my machine", STEP.relabelled("mine"), CASES[0].machine)
+    found = remembered([renamed], BUDGETS, ["keep", "chen"], known)
+    assert [entry.key for entry in found] == [entry.key for entry in first]
+    assert {(entry.step, entry.on) for entry in found} == {("my step", "my machine")}
 
 
 def test_a_half_written_last_line_is_cut_off_and_done_again(tmp_path: Path) -> None:

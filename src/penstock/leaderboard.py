@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
@@ -38,6 +38,7 @@ __all__ = [
     "kept",
     "level",
     "measured",
+    "remembered",
     "settled",
     "standings",
 ]
@@ -143,11 +144,24 @@ def compare(
             assert within is not None
             known[key] = replace(entry, problem=f"not found within {within:g} s")
             told(known[key])
-    # The same point may have been asked for under other names before.
-    return [
-        replace(known[e.key], step=e.step, on=e.on, policy=e.policy, asked=e.asked, full=e.full)
-        for _, e in asked
-    ]
+    return [_as_asked(known[entry.key], entry) for _, entry in asked]
+
+
+def remembered(
+    cases: Sequence[Case],
+    budgets: Sequence[int | Share],
+    names: Sequence[str],
+    known: Mapping[str, Entry],
+) -> list[Entry]:
+    """Those points of `compare` that are among the `known` ones, as `kept` reads them from a file."""
+    asked = _entries(cases, budgets, names)
+    return [_as_asked(known[entry.key], entry) for _, entry in asked if entry.key in known]
+
+
+def _as_asked(found: Entry, entry: Entry) -> Entry:
+    """A point may have been found under other names: two steps may be the same problem."""
+    names = {name: getattr(entry, name) for name in ("step", "on", "policy", "asked", "full")}
+    return replace(found, **names)
 
 
 def _entries(
