@@ -39,8 +39,9 @@ class Row:
     name: str
     losses: list[float]
     seconds: list[float]  # of the steps that count
-    peak: int
-    predicted_peak: int | None = None
+    peak: int  # of any step
+    planned_peak: int | None = None  # of those that followed a plan
+    predicted_peak: int | None = None  # of these, too
     predicted_seconds: float | None = None
     note: str = ""
 
@@ -107,6 +108,7 @@ class Demo:
             found["losses"],
             found["seconds"][RECORDED:],
             max(step["peak"] for step in steps),
+            max(step["peak"] for step in planned),
             max(step["predicted_peak"] for step in planned),
             median(step["predicted_seconds"] for step in planned),
             "; ".join(dict.fromkeys(event for step in planned for event in step["events"])),
@@ -178,7 +180,8 @@ def table(rows: Sequence[Row], died: str, limit: int, needs: int) -> Table:
         f"step seconds as the median of {len(plain.seconds)} steps",
         caption=f"load of this machine over the last minute: {os.getloadavg()[0]:.1f}",
     )
-    for head in ("run", "peak predicted", "measured", "of plain", "step predicted", "measured"):
+    heads = ("run", "peak predicted", "measured", "in any step", "of plain", "step predicted")
+    for head in (*heads, "measured"):
         shown.add_column(head, justify="left" if head == "run" else "right")
     for head in ("of plain", "losses", "note"):
         shown.add_column(head)
@@ -187,6 +190,7 @@ def table(rows: Sequence[Row], died: str, limit: int, needs: int) -> Table:
         shown.add_row(
             row.name,
             "" if row.predicted_peak is None else mib(row.predicted_peak),
+            "" if row.planned_peak is None else mib(row.planned_peak),
             mib(row.peak),
             f"{row.peak / needs:.0%}",
             "" if row.predicted_seconds is None else f"{row.predicted_seconds:.2f} s",
@@ -196,7 +200,7 @@ def table(rows: Sequence[Row], died: str, limit: int, needs: int) -> Table:
             row.note,
         )
     outcome = died or "it lived, which it should not"
-    shown.add_row(f"plain, RLIMIT_DATA {mib(limit)}, as the quarter had", *[""] * 7, outcome)
+    shown.add_row(f"plain, RLIMIT_DATA {mib(limit)}, as the quarter had", *[""] * 8, outcome)
     return shown
 
 

@@ -25,6 +25,7 @@ ALIKE = (
     "autocast",
     "resnet",
     "vgg-inplace",
+    "unet",
     "gan",
     "retained",
     "adamw-fused",
@@ -52,7 +53,8 @@ def faked(name: str) -> Trace:
 def unmeasured(trace: Trace) -> Trace:
     """All of a trace but what only a measurement tells."""
     ops = tuple(replace(op, seconds=0.0, host_seconds=0.0, workspace=0) for op in trace.ops)
-    return replace(trace, ops=ops, slack=0, label="")
+    values = tuple(replace(v, nbytes=v.allocated, unwritten=0) for v in trace.values)
+    return replace(trace, ops=ops, values=values, slack=0, label="")
 
 
 @pytest.mark.parametrize("name", ALIKE)

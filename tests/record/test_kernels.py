@@ -5,12 +5,14 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  (its name everywhere)
 
 from penstock.ir.trace import Trace
 from penstock.record.fake import Step, record_fake
 from penstock.session import Session
 
 LAYER = "aten.mkldnn_rnn_layer"
+Loss = Callable[..., Tensor]
 
 
 def tagger(length: int, batch: int = 4, width: int = 32) -> Step:
@@ -67,6 +69,37 @@ def test_the_products_of_an_lstm_count() -> None:
     backward = [op.flops for op in fake.ops if op.name == f"{LAYER}_backward"]
     assert forward == [2 * 10 * 4 * n for n in weights]
     assert sorted(backward) == [4 * 10 * 4 * n for n in weights]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        F.mse_loss,
+        F.smooth_l1_loss,
+        F.soft_margin_loss,
+        F.binary_cross_entropy,
+        F.huber_loss,
+        F.l1_loss,
+    ],
+)
+def test_a_loss_has_the_storage_that_a_real_one_has(loss: Loss, reduction: str) -> None:
+    def make() -> Step:
+        torch.manual_seed(0)
+        weight = torch.rand(100, 40, requires_grad=True)
+        target = torch.rand(100, 40)
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+
+        def step(_: int) -> None:
+            loss(weight.sigmoid(), target, reduction=reduction).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    fake, true = record_fake(make), real(make())
+    assert [op.name for op in fake.ops] == [op.name for op in true.ops]
+    assert [v.allocated for v in fake.values] == [v.allocated for v in true.values]
 
 
 def workspaces(

@@ -2,7 +2,7 @@
 
 On a CPU, oneDNN's recurrent layer returns its scratch as an output, whose size only oneDNN knows. It
 grows by the same bytes with every step of the sequence (pages aside), so two real calls on short ones
-tell it.
+tell it. And the sum or mean of some losses stands in the storage of its summands.
 
 On a GPU, the backward of softmax multiplies gradient and output into a tensor of its own first, and it
 and that of log-softmax copy what is not contiguous: `softmax_backward_cuda_out`, `host_softmax_backward`
@@ -22,6 +22,15 @@ __all__ = ["scratch_on_gpu", "with_scratch"]
 
 _LAYER = torch.ops.aten.mkldnn_rnn_layer.default
 _SCRATCH = 3  # its place among the layer's outputs
+_REDUCED = frozenset(
+    {
+        torch.ops.aten.mse_loss.default,
+        torch.ops.aten.smooth_l1_loss.default,
+        torch.ops.aten.soft_margin_loss.default,
+        torch.ops.aten.binary_cross_entropy.default,
+    }
+)
+"""They compute a term for each element, and then shrink what they give out to the sum of these."""
 _SHORT = (32, 64)  # steps of the sequences that are really run
 _SOFTMAX_BACKWARD = torch.ops.aten._softmax_backward_data.default
 _LOG_SOFTMAX_BACKWARD = torch.ops.aten._log_softmax_backward_data.default
@@ -42,6 +51,9 @@ def scratch_on_gpu(func: OpOverload, args: tuple[Any, ...]) -> int:
 
 def with_scratch(func: OpOverload, args: tuple[Any, ...], result: Any) -> Any:
     """`result` of a call on fake tensors, with scratch of the size that a real call returns."""
+    if func in _REDUCED and result.dim() == 0:
+        terms = torch.broadcast_shapes(args[0].shape, args[1].shape)
+        return result.new_empty(terms).resize_(())
     if func is not _LAYER:
         return result
     outputs = list(result)
