@@ -5,13 +5,16 @@ import pytest
 from hosts import host
 from penstock import policies
 from penstock.ir.policy import Problem
+from penstock.ir.text import parse
+from penstock.machines import find
 from penstock.policies.auto import Auto
+from penstock.simulate.roofline import priced
 from penstock.solve.best import outcome
 from steps import STEPS, chain
 
 MIB = 2**20
 TRACE = chain(24, "4M", "1s")
-ASKED = Auto().asked()
+ASKED = Auto().asked(host(MIB))
 
 # A link that carries one layer's value in the time of three.
 PART = Problem(TRACE, host(4 * MIB / 3), 36 * MIB)
@@ -50,3 +53,16 @@ def test_a_machine_without_tiers_is_planned_too(step):
     found = outcome(problem, Auto()(problem))
     assert found.plan.swaps == ()
     assert found.rank <= policies.ask(policies.configured("chen"), problem).rank
+
+
+def test_where_ops_can_use_the_slow_memory_whoever_places_values_there_is_asked_too():
+    """A budget below what the largest op uses: nothing fits that has to be there."""
+    machine = find("xeon-optane")
+    trace = priced(parse("f a x:I4M w:P64M -> h:A4M\nb b h w -> g:G64M\no c g w -> ~w"), machine)
+    problem = Problem(trace, machine, 40 * MIB)
+    assert policies.ask(Auto(direct=""), problem).shortfall
+    found = policies.ask(Auto(), problem)
+    assert not found.shortfall
+    assert found.plan.places
+    for name in ("autotm", "sentinel"):
+        assert found.rank <= policies.ask(policies.configured(name), problem).rank

@@ -21,12 +21,12 @@ from steps import STEPS
 from strategies import plans, problems
 
 NAMES = policies.names()
-ASKED = policies.load("auto")().asked()
 GIB = 2.0**30
 MACHINES = {
     speed: Machine(Device("cpu", 2**40), (Tier("disk", 2**40, Link(rate), Link(rate), drag),))
     for speed, rate, drag in (("fast", 64 * GIB, 0.0), ("slow", GIB / 4, 0.1))
 }
+ASKED = policies.load("auto")().asked(MACHINES["slow"])
 
 
 def owed(policy, problem):
@@ -165,7 +165,7 @@ def test_auto_fits_wherever_a_policy_does_that_it_asks(step):
 def test_auto_may_be_told_whom_to_ask():
     problem = Problem(STEPS["chain"], MACHINES["slow"], int(0.7 * STEPS["chain"].peak))
     wide = policies.ask(policies.configured("auto:among=all"), problem)
-    assert "auto" not in policies.load("auto")("all").asked()
+    assert "auto" not in policies.load("auto")("all").asked(MACHINES["slow"])
     assert wide.rank <= policies.ask(policies.configured("auto"), problem).rank
     only = policies.ask(policies.configured("auto:among=keep,blends=0"), problem)
     assert only.plan == Plan(policy="keep")

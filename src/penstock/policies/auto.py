@@ -2,7 +2,8 @@
 
 Idea      No method wins everywhere. Planning costs seconds, simulating milliseconds, a bad plan
           costs every step: so ask those that plan quickly. A plan that moves too little (most policies
-          never touch model state) is a good beginning: `belady` sends away what is still lacking.
+          never touch model state) is a good beginning: `belady` sends away what is still lacking. Where ops
+          can use a slow memory as it lies, those are asked too who leave values there.
           Then blend: copies cost nothing while the link keeps up, remakes cost the same at any time. So
           search for how much of each method's remakes to make, swap the rest, and set triggers anew.
 Assumes   That the simulator tells the truth.
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from penstock.errors import NeedError, PlanError
+from penstock.ir.machine import Machine
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Need, Policy, Problem
 from penstock.policies import ask, configured, quick
@@ -31,6 +33,7 @@ class Auto:
     # Whom to ask; `all`: all that need no time limit. Few, and none that tries for long to fit alone: a
     # step is planned again while it runs, as long as its times are being learnt.
     among: str = "belady capuchin:rounds=7 chen dtr:rounds=1 g10 keep swap-all"
+    direct: str = "autotm:time_limit=2 sentinel"  # asked too where ops use a slow memory as it lies
     blends: int = 60  # plans that are tried beside the answers
     seconds: float = 1.0  # after which no other is tried
     gain: float = 0.01  # share of the step's time that a blend must save to be preferred
@@ -50,13 +53,14 @@ class Auto:
             return replace(blend.plan, policy=problem.given.policy)  # whoever asks signs it
         return best.plan
 
-    def asked(self) -> list[str]:
-        if self.among != "all":
-            return self.among.split()
-        return [name for name in quick() if name != "auto"]
+    def asked(self, machine: Machine) -> list[str]:
+        if self.among == "all":
+            return [name for name in quick() if name != "auto"]
+        is_direct = any(tier.direct for tier in machine.tiers)
+        return [*self.among.split(), *(self.direct.split() if is_direct else ())]
 
     def answers(self, problem: Problem) -> Iterator[Outcome]:
-        for name in self.asked():
+        for name in self.asked(problem.machine):
             found = _answer(configured(name), problem)
             if found is not None and found.shortfall and found.plan.decisions:
                 yield found
