@@ -2,8 +2,8 @@
 
 Idea      No method wins everywhere. Planning costs seconds, simulating milliseconds, a bad plan
           costs every step: so ask those that plan quickly. A plan that moves too little (most policies
-          never touch model state) is a good beginning: `belady` sends away what is still lacking. Where ops
-          can use a slow memory as it lies, those are asked too who leave values there.
+          never touch model state) is a good beginning: `belady` sends away what is still lacking.
+          Where ops can use a slow memory as it lies, those are asked too who leave values there.
           Then blend: copies cost nothing while the link keeps up, remakes cost the same at any time. So
           search for how much of each method's remakes to make, swap the rest, and set triggers anew.
 Assumes   That the simulator tells the truth.
