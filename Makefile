@@ -46,7 +46,8 @@ reproduce: $(READY)
 	$(BIN)/python benchmarks/reproduce.py
 
 # Torch first and alone, so that a failed download of the largest part is seen as what it is.
-# Of what is installed little is imported: Python compiles that then.
+# Of what is installed little is imported: Python compiles that then, once, wherever it may write.
+export PYTHONDONTWRITEBYTECODE :=
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --no-compile torch==2.13.0 -c constraints.txt
