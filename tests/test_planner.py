@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from penstock.ir.machine import Device, Machine
 from penstock.ir.text import parse
 from penstock.ir.trace import Trace
-from penstock.planner import Planner, _typical
+from penstock.planner import Course, Planner, _typical
 from penstock.policies.keep import Keep
 from penstock.record.step import Recording
 from runs import MIB
@@ -41,14 +41,19 @@ def test_an_op_that_no_chart_saw_stays_unknown() -> None:
     assert np.isnan(_typical(2, [])).all()
 
 
+def planned(seconds: str, budget: int) -> tuple[Planner, Course]:
+    """A step of two ops that keeps everything."""
+    trace = parse(f"f a x:I1M -> h:A4M! {seconds}\nb b h -> g:T4M {seconds}")
+    planner = Planner(Keep(), Machine(Device("cpu", 1 << 40)))
+    calls = (torch.ops.aten.relu.default,) * len(trace.ops)
+    return planner, planner.plan(Recording(trace, calls, {}), budget)
+
+
 @pytest.mark.parametrize(("beyond", "is_new"), [(0, False), (MIB, True)])
 def test_what_a_plan_is_known_to_lack_is_no_reason_for_a_new_one(beyond, is_new) -> None:
     """Else slack would grow with each step, and the predicted peak far above the measured one."""
-    trace = parse("f a x:I1M -> h:A4M! 1ms\nb b h -> g:T4M 1ms")
     budget = 4 * MIB
-    planner = Planner(Keep(), Machine(Device("cpu", 1 << 40)))
-    calls = (torch.ops.aten.relu.default,) * len(trace.ops)
-    course = planner.plan(Recording(trace, calls, {}), budget)
+    planner, course = planned("1ms", budget)
     lacking = course.outcome.shortfall
     assert lacking > 4 * MIB
     assert planner.exceeds(course, lacking + beyond, budget) is is_new
@@ -58,11 +63,8 @@ def test_what_a_plan_is_known_to_lack_is_no_reason_for_a_new_one(beyond, is_new)
 
 def test_the_pace_is_that_of_the_last_steps_under_this_plan() -> None:
     """Charted ones too: after these a single disturbed step must not be all that is known."""
-    trace = parse("f a x:I1M -> h:A4M! 1s\nb b h -> g:T4M 1s")
     budget = 64 * MIB
-    planner = Planner(Keep(), Machine(Device("cpu", 1 << 40)))
-    calls = (torch.ops.aten.relu.default,) * len(trace.ops)
-    course = planner.plan(Recording(trace, calls, {}), budget)
+    planner, course = planned("1s", budget)
     assert course.pace == 1.0
     course.steps.extend([2.0, 2.2])
     planner.weigh(course, MIB, budget)  # priced anew, and kept
@@ -88,11 +90,9 @@ class Charted:
 
 
 def test_a_step_that_takes_less_than_its_values_leaves_no_slack() -> None:
-    trace = parse("f a x:I1M -> h:A4M! 1s\nb b h -> g:T4M 1s")
     budget = 64 * MIB
-    planner = Planner(Keep(), Machine(Device("cpu", 1 << 40)))
-    calls = (torch.ops.aten.relu.default,) * len(trace.ops)
-    course = planner.plan(Recording(trace, calls, {}), budget)
+    planner, course = planned("1s", budget)
+    trace = course.recording.trace
     course.recording = replace(course.recording, trace=replace(trace, slack=2 * MIB))
     for _ in range(2):  # after the first step the policy is asked again
         needed = trace.peak - 3 * MIB

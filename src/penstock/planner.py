@@ -91,8 +91,7 @@ class Planner:
         self.machine = log.rates(self.machine)
         # If something was evicted that the plan had room for, it had less by what it lacked.
         more = lacked or needed - measured.peak
-        slack = max(0, course.slack + more)
-        self._plan_again(course, slack, budget, keep=not is_first and not lacked)
+        self._plan_again(course, course.slack + more, budget, keep=not is_first and not lacked)
 
     def weigh(self, course: Course, slack: int, budget: int) -> bool:
         """The device holds `slack` bytes beyond values now: did that change what was planned?"""
@@ -119,7 +118,7 @@ class Planner:
     def _plan_again(self, course: Course, slack: int, budget: int, *, keep: bool) -> None:
         """Plan anew with what was learnt; or `keep` the plan, and predict it better."""
         known = course.recording.trace
-        trace = known.relearnt(slack, _typical(len(known.ops), course.seconds))
+        trace = known.relearnt(max(0, slack), _typical(len(known.ops), course.seconds))
         problem = self._problem(trace, budget)
         found = outcome(problem, course.outcome.plan) if keep else None
         if found is None or found.shortfall > course.outcome.shortfall:
@@ -132,11 +131,7 @@ class Planner:
 
 def _compiled(recording: Recording, found: Outcome) -> Program:
     return compile_program(
-        recording.funcs,
-        found.plan,
-        found.schedule,
-        found.timeline,
-        recording.initial,
+        recording.funcs, found.plan, found.schedule, found.timeline, recording.initial
     )
 
 
