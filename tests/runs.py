@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -28,11 +29,16 @@ __all__ = [
     "digest",
     "settle",
     "state_of",
+    "tells_of_pages",
     "users_of_exchange",
     "without_exchange",
 ]
 
 MIB = 1 << 20
+
+tells_of_pages = pytest.mark.skipif(
+    not Path("/proc/self/pagemap").exists(), reason="this system does not tell of its pages"
+)
 
 DEVICES = [
     "cpu",

@@ -4,7 +4,6 @@ import mmap
 import subprocess
 import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.dispatch.resident import Part, live_tensor_bytes, meter_for, parts_held
-from runs import DEVICES, MIB
+from runs import DEVICES, MIB, tells_of_pages
 
 LARGE = 64 * MIB
 PAGE = mmap.PAGESIZE
@@ -186,12 +185,7 @@ def written(*stretches: tuple[int, int], nbytes: int = 16 * MIB, offset: int = 0
     return list(parts_held(storage))
 
 
-on_linux = pytest.mark.skipif(
-    not Path("/proc/self/pagemap").exists(), reason="this system does not tell of its pages"
-)
-
-
-@on_linux
+@tells_of_pages
 def test_what_nobody_wrote_is_not_held() -> None:
     assert written() == []
     assert written((0, 16 * MIB)) == [(0, 16 * MIB)]
@@ -199,7 +193,7 @@ def test_what_nobody_wrote_is_not_held() -> None:
     assert written((0, 1), (8 * MIB, 16 * MIB)) == [(0, PAGE), (8 * MIB, 16 * MIB)]
 
 
-@on_linux
+@tells_of_pages
 def test_whole_blocks_are_held_where_a_storage_begins_inside_a_page() -> None:
     """Its own blocks lie on two pages each."""
     assert written((8 * MIB, 9 * MIB), offset=64) == [(8 * MIB - PAGE, 9 * MIB + PAGE)]
@@ -208,7 +202,7 @@ def test_whole_blocks_are_held_where_a_storage_begins_inside_a_page() -> None:
     ]
 
 
-@on_linux
+@tells_of_pages
 @settings(max_examples=30)
 @given(st.lists(st.integers(0, 8 * MIB), max_size=12), st.integers(0, 4095), st.randoms())
 def test_every_byte_that_was_written_is_held(edges: list[int], offset: int, random) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import UntypedStorage
 
-from penstock.dispatch.resident import Part
+from penstock.dispatch.resident import whole
 from penstock.dispatch.storage import byte_view
 from penstock.engine.tiers import Cancelled
 from penstock.engine.tiers.disk import DiskStore
@@ -56,13 +56,9 @@ def same(one: UntypedStorage, other: UntypedStorage) -> bool:
     return torch.equal(byte_view(one).cpu(), byte_view(other).cpu())
 
 
-def all_of(storage: UntypedStorage) -> list[Part]:
-    return [(0, storage.nbytes())]
-
-
 def write(store: DiskStore, source: UntypedStorage):
     extent = store.reserve(source.nbytes())
-    store.write(source, extent, all_of(source))
+    store.write(source, extent, whole(source.nbytes()))
     return extent
 
 
@@ -72,7 +68,7 @@ def test_every_size_comes_back(store: DiskStore, nbytes: int, device: str) -> No
     source = noise(nbytes, device)
     extent = write(store, source)
     target = noise(nbytes, device)
-    store.read(extent, target, all_of(target))
+    store.read(extent, target, whole(target.nbytes()))
     assert same(source, target)
 
 
@@ -83,7 +79,7 @@ def test_memory_of_any_alignment_comes_back(store: DiskStore, offset: int, nbyte
     byte_view(source).random_(0, 256)
     extent = write(store, source)
     target, _lies_in_too = at((offset + 9) % BLOCK, nbytes)
-    store.read(extent, target, all_of(target))
+    store.read(extent, target, whole(target.nbytes()))
     assert same(source, target)
 
 
@@ -91,10 +87,10 @@ def test_neighbours_do_not_touch_each_other(store: DiskStore) -> None:
     sources = [noise(nbytes) for nbytes in (5, BLOCK + 1, 2 * BLOCK, 77, MIB + 13)]
     extents = [write(store, source) for source in sources]
     for source, extent in [*zip(sources, extents, strict=True)][::2]:
-        store.write(source, extent, all_of(source))  # again, beside what is there
+        store.write(source, extent, whole(source.nbytes()))  # again, beside what is there
     for source, extent in zip(sources, extents, strict=True):
         target = UntypedStorage(source.nbytes())
-        store.read(extent, target, all_of(target))
+        store.read(extent, target, whole(target.nbytes()))
         assert same(source, target)
 
 
@@ -115,7 +111,7 @@ def test_a_full_tier_says_what_to_do_and_goes_on(tmp_path: Path) -> None:
         store.reserve(2 * BLOCK)
     last = store.reserve(BLOCK)
     target = UntypedStorage(kept.nbytes())
-    store.read(extent, target, all_of(target))
+    store.read(extent, target, whole(target.nbytes()))
     assert same(kept, target)
     store.release(last)
     store.release(extent)
@@ -150,7 +146,7 @@ def test_short_transfers_are_taken_up_where_they_ended(store: DiskStore, monkeyp
     monkeypatch.setattr(os, "preadv", in_pieces(os.preadv, 3 * BLOCK))
     extent = write(store, source)
     target = UntypedStorage(source.nbytes())
-    store.read(extent, target, all_of(target))
+    store.read(extent, target, whole(target.nbytes()))
     assert same(source, target)
 
 
@@ -158,7 +154,7 @@ def test_a_transfer_that_ends_early_is_an_error(store: DiskStore, monkeypatch) -
     extent = write(store, noise(2 * MIB))
     monkeypatch.setattr(os, "preadv", lambda *_: 0)
     with pytest.raises(TierError, match="ended after 0 of"):
-        store.read(extent, UntypedStorage(2 * MIB), [(0, 2 * MIB)])
+        store.read(extent, UntypedStorage(2 * MIB), whole(2 * MIB))
 
 
 @pytest.mark.parametrize("left", [0, MIB, MIB + 100])
@@ -166,7 +162,7 @@ def test_a_cut_file_is_an_error(store: DiskStore, left: int) -> None:
     extent = write(store, noise(4 * MIB))
     os.ftruncate(store._file, extent.offset + left)
     with pytest.raises(TierError, match="damaged or the disk was removed"):
-        store.read(extent, UntypedStorage(4 * MIB), [(0, 4 * MIB)])
+        store.read(extent, UntypedStorage(4 * MIB), whole(4 * MIB))
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
@@ -179,7 +175,7 @@ def test_an_error_of_the_kernel_is_told_with_advice(
     extent = store.reserve(MIB)
     monkeypatch.setattr(os, "pwritev", fails)
     with pytest.raises(TierError, match=os.strerror(code)) as caught:
-        store.write(noise(MIB), extent, [(0, MIB)])
+        store.write(noise(MIB), extent, whole(MIB))
     assert store.directory in str(caught.value)
 
 
@@ -192,7 +188,7 @@ def test_a_write_is_cancelled_between_two_system_calls(store: DiskStore) -> None
 
     source = noise(32 * MIB)
     with pytest.raises(Cancelled):
-        store.write(source, store.reserve(32 * MIB), all_of(source), second_time)
+        store.write(source, store.reserve(32 * MIB), whole(source.nbytes()), second_time)
     assert len(asked) == 2
 
 
@@ -213,7 +209,7 @@ def test_without_nameless_files_the_file_is_unlinked_at_once(tmp_path: Path, mon
     store = DiskStore(str(tmp_path), MIB)
     assert not list(tmp_path.iterdir())
     source, target = noise(9999), UntypedStorage(9999)
-    store.read(write(store, source), target, all_of(target))
+    store.read(write(store, source), target, whole(target.nbytes()))
     assert same(source, target)
     store.close()
 

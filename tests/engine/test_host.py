@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import UntypedStorage
 
-from penstock.dispatch.resident import Part
+from penstock.dispatch.resident import whole
 from penstock.dispatch.storage import byte_view
 from penstock.engine.extents import Extent
 from penstock.engine.tiers import Cancelled
@@ -23,19 +23,15 @@ def noise(nbytes: int, device: str = "cpu") -> UntypedStorage:
     return made
 
 
-def all_of(storage: UntypedStorage) -> list[Part]:
-    return [(0, storage.nbytes())]
-
-
 def write(store: HostStore, source: UntypedStorage) -> Extent:
     extent = store.reserve(source.nbytes())
-    store.write(source, extent, all_of(source))
+    store.write(source, extent, whole(source.nbytes()))
     return extent
 
 
 def assert_holds(store: HostStore, extent: Extent, source: UntypedStorage) -> None:
     target = UntypedStorage(source.nbytes(), device=source.device)
-    store.read(extent, target, all_of(target))
+    store.read(extent, target, whole(target.nbytes()))
     store._synchronize()
     assert torch.equal(byte_view(target), byte_view(source))
 
@@ -98,7 +94,7 @@ def test_only_beside_a_cpu_the_slabs_fill_the_devices_memory(device: str) -> Non
 def test_a_cancelled_write_says_so() -> None:
     store = HostStore(CPU, 64 * MIB)
     with pytest.raises(Cancelled):
-        store.write(noise(100), store.reserve(100), [(0, 100)], lambda: True)
+        store.write(noise(100), store.reserve(100), whole(100), lambda: True)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -3,7 +3,6 @@
 import gc
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from penstock.dispatch.resident import meter_for
 from penstock.dispatch.storage import CAN_SWAP, StorageRef, has_bytes
 from penstock.engine.residency import Place, ResidencyManager
 from penstock.errors import InternalError, TierError
-from runs import DEVICES, MIB, users_of_exchange
+from runs import DEVICES, MIB, tells_of_pages, users_of_exchange
 
 NOTHING: Callable[[int], None] = lambda nbytes: None  # noqa: E731
 
@@ -490,9 +489,7 @@ def test_what_other_threads_use_stays_until_the_last_has_left(device: str, excha
     assert seen == [False, False, True]
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/pagemap").exists(), reason="this system does not tell of its pages"
-)
+@tells_of_pages
 def test_what_nobody_wrote_stays_unwritten(manager, store, device, exchange) -> None:
     if device.type == "cuda" or exchange == "copies":
         pytest.skip("there all of a storage has memory")

@@ -1,7 +1,6 @@
 """What kernels take for themselves counts in a step that never ran, too."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812  (its name everywhere)
 from penstock.ir.trace import Trace
 from penstock.record.fake import Step, record_fake
 from penstock.session import Session
+from runs import tells_of_pages
 
 LAYER = "aten.mkldnn_rnn_layer"
 Loss = Callable[..., Tensor]
@@ -52,9 +52,7 @@ def test_the_scratch_of_an_lstm_has_the_size_of_a_real_one(length: int) -> None:
     assert min(scratch(true)) > length * 4 * 32 * 4  # more than the output itself
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/pagemap").exists(), reason="this system does not tell of its pages"
-)
+@tells_of_pages
 def test_what_the_backward_of_an_lstm_takes_beside_that_scratch_counts() -> None:
     """A third of that scratch is written in forward, some in backward, and the rest never."""
     true = real(tagger(128, batch=32, width=192))

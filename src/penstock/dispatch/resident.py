@@ -9,7 +9,8 @@ first of these is needed, as far as free blocks fit.
 import ctypes
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -23,9 +24,11 @@ __all__ = [
     "CudaMeter",
     "Meter",
     "Part",
+    "bytes_of",
     "live_tensor_bytes",
     "meter_for",
     "parts_held",
+    "whole",
 ]
 
 _PAGE = os.sysconf("SC_PAGESIZE")
@@ -219,6 +222,15 @@ def live_tensor_bytes(device: torch.device) -> int:
     return sum(storages.values())
 
 
+def whole(nbytes: int) -> tuple[Part, ...]:
+    """A storage of so many bytes in one part."""
+    return ((0, nbytes),)
+
+
+def bytes_of(parts: Iterable[Part]) -> int:
+    return sum(end - begin for begin, end in parts)
+
+
 def parts_held(storage: UntypedStorage) -> tuple[Part, ...]:
     """What the device holds of a storage: on Linux all but the pages that nobody wrote to or read.
 
@@ -226,22 +238,22 @@ def parts_held(storage: UntypedStorage) -> tuple[Part, ...]:
     not tell.
     """
     nbytes = storage.nbytes()
-    whole = ((0, nbytes),)
     if storage.device.type != "cpu" or nbytes < _HOLE:
-        return whole
+        return whole(nbytes)
     first, offset = divmod(storage.data_ptr(), _PAGE)
     pages = -(-(offset + nbytes) // _PAGE)
     try:
         with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
             told = os.pread(pagemap.fileno(), 8 * pages, 8 * first)
     except OSError:
-        return whole
+        told = b""
     if len(told) != 8 * pages:
-        return whole
+        return whole(nbytes)
     absent = np.frombuffer(told, np.uint64) & _PRESENT_OR_SWAPPED == 0
     blocks = nbytes // _PAGE
     gone = absent[:blocks] & absent[1 : blocks + 1] if offset else absent[:blocks]
     edges = np.flatnonzero(np.diff(gone, prepend=False, append=False)) * _PAGE
-    holes = [hole for hole in edges.reshape(-1, 2).tolist() if hole[1] - hole[0] >= _HOLE]
-    ends = [0, *(edge for hole in holes for edge in hole), nbytes]
-    return tuple(part for part in zip(ends[::2], ends[1::2], strict=True) if part[0] < part[1])
+    holes = [(begin, end) for begin, end in edges.reshape(-1, 2).tolist() if end - begin >= _HOLE]
+    ends = [0, *chain.from_iterable(holes), nbytes]
+    parts = zip(ends[::2], ends[1::2], strict=True)
+    return tuple((begin, end) for begin, end in parts if begin < end)

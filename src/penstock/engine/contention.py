@@ -8,6 +8,7 @@ from statistics import median
 import torch
 from torch import UntypedStorage
 
+from penstock.dispatch.resident import whole
 from penstock.dispatch.storage import byte_view
 from penstock.engine.extents import Extent
 from penstock.engine.tiers import TierStore
@@ -39,13 +40,13 @@ def with_drag(store: TierStore, facts: Tier) -> Tier:
 def _share_lost(store: TierStore, extent: Extent, block: UntypedStorage) -> float:
     stop = threading.Event()
     errors: list[BaseException] = []
-    whole = [(0, block.nbytes())]
+    parts = whole(block.nbytes())
 
     def copy() -> None:
         try:
             while not stop.is_set():
-                store.write(block, extent, whole, stop.is_set)
-                store.read(extent, block, whole)
+                store.write(block, extent, parts, stop.is_set)
+                store.read(extent, block, parts)
         except BaseException as error:
             if not stop.is_set():
                 errors.append(error)

@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
@@ -132,7 +132,6 @@ class Engine:
         self._index = 0
         self._recent: deque[OpOverload] = deque(maxlen=5)
         self._bound: dict[ValueId, Resident] = {}
-        self._sparse: Collection[ValueId] = ()
         self._calls: dict[int, Call] = {}
         self._copies: dict[TransferId, Copy] = {}
         self._guarded: defaultdict[int, set[int]] = defaultdict(set)  # source -> dropped, by key
@@ -218,7 +217,6 @@ class Engine:
         self._funcs = (*program.funcs, None)
         self._bare = (None,) * len(self._funcs) if self.log is not None else program.bare
         self._instructions = program.instructions
-        self._sparse = program.sparse
         self._index = index
         self.handler = self.follow
         for value, ref in program.initial.items():
@@ -901,9 +899,10 @@ class Engine:
         self._evict(self._oldest(), nbytes)
 
     def _bind(self, value: ValueId, storage: UntypedStorage) -> None:
+        trace = None if self.program is None else self.program.trace
         resident = self.manager.meet(storage)
         resident.value, resident.touched = value, self._tick
-        resident.is_sparse = value in self._sparse
+        resident.is_sparse = trace is not None and trace.values[value].unwritten > 0
         self._bound[value] = resident
 
     def _living(self, value: ValueId) -> UntypedStorage | None:

@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 from torch import UntypedStorage
 
-from penstock.dispatch.resident import Part
+from penstock.dispatch.resident import Part, bytes_of, whole
 from penstock.dispatch.storage import alias_of
 from penstock.engine.extents import Extent
 from penstock.engine.tiers import Cancelled, TierStore
@@ -70,7 +70,7 @@ class Copy:
         lender: UntypedStorage | None = None,
     ) -> None:
         self.nbytes, self.extent, self.holder, self.inward = nbytes, extent, holder, inward
-        self.parts = ((0, nbytes),) if parts is None else parts  # of the storage: what is moved
+        self.parts = whole(nbytes) if parts is None else parts  # of the storage: what is moved
         self.after = tuple(after)  # copies that must have ended before this one starts
         # By time.perf_counter; 0: not yet. On a stream: of the request; see `begun` and `finished`.
         self.started = self.ended = 0.0
@@ -91,7 +91,7 @@ class Copy:
     @property
     def moved(self) -> int:
         """Bytes."""
-        return sum(end - begin for begin, end in self.parts)
+        return bytes_of(self.parts)
 
     def call_back(self) -> None:
         """Ask a copy out to stop. It may still end; `wait` for it, then see `was_called_back`."""

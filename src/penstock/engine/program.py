@@ -107,11 +107,6 @@ class Program:
         return tuple(found)
 
     @cached_property
-    def sparse(self) -> frozenset[ValueId]:
-        """Values that the device does not hold all of."""
-        return frozenset(value.id for value in self.trace.values if value.unwritten)
-
-    @cached_property
     def marked_sizes(self) -> list[int]:
         return [self.trace.values[value].allocated for _, value in self.marks]
 

@@ -24,7 +24,7 @@ from enum import Enum
 import torch
 from torch import UntypedStorage
 
-from penstock.dispatch.resident import Part, parts_held
+from penstock.dispatch.resident import Part, bytes_of, parts_held, whole
 from penstock.dispatch.storage import (
     CAN_SWAP,
     StorageRef,
@@ -76,7 +76,7 @@ class Resident:
     @property
     def held(self) -> int:
         """Bytes that the device holds for it when it is here."""
-        return sum(end - begin for begin, end in self.parts)
+        return bytes_of(self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class ResidencyManager:
         if known is None:
             ref = StorageRef(storage, self._died)
             nbytes = storage.nbytes()
-            known = self.known[ref.key] = Resident(ref, nbytes, ((0, nbytes),))
+            known = self.known[ref.key] = Resident(ref, nbytes, whole(nbytes))
         return known
 
     def is_movable(self, resident: Resident, tick: int) -> bool:
@@ -197,7 +197,7 @@ class ResidencyManager:
         mounted = self.tiers[tier]
         self._tidy()
         extent = mounted.store.reserve(resident.nbytes)
-        resident.parts = parts_held(storage) if resident.is_sparse else ((0, resident.nbytes),)
+        resident.parts = parts_held(storage) if resident.is_sparse else whole(resident.nbytes)
         copy = Copy(
             resident.nbytes, extent, None, inward=False, parts=resident.parts, lender=lender
         )

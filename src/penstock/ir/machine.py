@@ -95,9 +95,7 @@ class Rate:
     flops: float = 0.0  # per second
     bandwidth: float = 0.0  # bytes per second
     workspace: float = 0.0  # bytes, for each byte that it moves
-    unwritten: float = (
-        0.0  # share of the bytes that it gives out, as long as no other op writes there
-    )
+    unwritten: float = 0.0  # share of the bytes that it gives out, where no other op writes either
     library: float = 0.0  # bytes that its kernels keep for themselves, once one ran
     seen: tuple[Sample, ...] = ()
 

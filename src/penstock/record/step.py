@@ -20,7 +20,7 @@ from torch._ops import OpOverload
 from torch.optim import Optimizer
 
 from penstock.dispatch.clock import in_backward
-from penstock.dispatch.resident import parts_held
+from penstock.dispatch.resident import bytes_of, parts_held
 from penstock.dispatch.schema import Facts, facts_of, tensors_in
 from penstock.dispatch.storage import StorageRef, key_of, lies_on, storage_of
 from penstock.ir.trace import Kind, Op, OpIndex, Phase, StorageId, Trace, Value, ValueId
@@ -266,6 +266,8 @@ class Recorder:
             temporary = backward or self._in_optimizer
             storage = self._meet(torch_storage, Kind.TEMPORARY if temporary else Kind.ACTIVATION)
             storage.is_of_this_step = True
+            storage.unwritten = storage.nbytes
+            storage.see_what_is_written()
             self._add_version(storage, index)
             made.append(storage)
         return made
@@ -273,9 +275,6 @@ class Recorder:
     def _meet(self, torch_storage: UntypedStorage, born_as: Kind) -> "_Storage":
         ref = StorageRef(torch_storage, self._died)
         storage = _Storage(ref, torch_storage.nbytes(), self._next_storage(), born_as)
-        if born_as is not Kind.INPUT:
-            storage.unwritten = storage.nbytes
-            storage.see_what_is_written()
         if (named := self._paths.name_of(torch_storage)) is not None:
             storage.name, storage.kind = named
         self._alive[ref.key] = storage
@@ -320,7 +319,7 @@ class _Storage:
         """After an op that may have written here: the bytes that it was the first to write."""
         before = self.unwritten
         if before and (storage := self.ref()) is not None:
-            self.unwritten = self.nbytes - sum(end - begin for begin, end in parts_held(storage))
+            self.unwritten = self.nbytes - bytes_of(parts_held(storage))
         return before - self.unwritten
 
     def outlive_step(self, number: int) -> None:

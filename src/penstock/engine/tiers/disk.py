@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import UntypedStorage
 
-from penstock.dispatch.resident import Part
+from penstock.dispatch.resident import Part, whole
 from penstock.dispatch.storage import address_of, byte_view
 from penstock.engine.extents import Extent, Extents
 from penstock.engine.tiers import Cancelled
@@ -104,14 +104,12 @@ class DiskStore:
         extent = self.reserve(_PROBE)
         block = UntypedStorage(_PROBE)
         byte_view(block).fill_(1)
-        whole = [(0, _PROBE)]
-        self.write(
-            block, extent, whole
-        )  # the first write of new blocks is slower than any later one
+        parts = whole(_PROBE)
+        self.write(block, extent, parts)  # the first write of new blocks is the slowest
         begin = time.perf_counter()
-        self.write(block, extent, whole)
+        self.write(block, extent, parts)
         written = time.perf_counter()
-        self.read(extent, block, whole)
+        self.read(extent, block, parts)
         read = time.perf_counter()
         self.release(extent)
         links = Link(_PROBE / (written - begin)), Link(_PROBE / (read - written))

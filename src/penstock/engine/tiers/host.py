@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import Tensor, UntypedStorage
 
-from penstock.dispatch.resident import Part
+from penstock.dispatch.resident import Part, whole
 from penstock.dispatch.storage import byte_view
 from penstock.engine.extents import Extent, Extents
 from penstock.engine.tiers import Cancelled
@@ -80,8 +80,8 @@ class HostStore:
         block = UntypedStorage(_PROBE, device=self._device)
         links: list[Link] = []
         copies: tuple[Callable[[], None], ...] = (
-            lambda: self.write(block, extent, [(0, _PROBE)]),
-            lambda: self.read(extent, block, [(0, _PROBE)]),
+            lambda: self.write(block, extent, whole(_PROBE)),
+            lambda: self.read(extent, block, whole(_PROBE)),
         )
         for copy in copies:
             copy()
