@@ -15,7 +15,7 @@ lines there. Steps are recorded on fake tensors; what one does that depends on i
 import argparse
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -118,6 +118,25 @@ def asked_again(found: Iterable[Entry]) -> dict[str, list[int]]:
         if lacks(entry) and int(entry.key, 16) % SAMPLE == 0:
             again[entry.policy].add(least(entry))
     return {name: sorted(budgets) for name, budgets in again.items()}
+
+
+def known(folder: Path) -> Iterator[tuple[str, Case, list[Entry], list[Entry]]]:
+    """Of each recorded step its size, its points, and those of the sample that was asked again."""
+    from penstock.zoo.workloads import names as workloads
+
+    names = asked(policies.names())
+    points, with_more = (kept(folder / f"{name}.jsonl") for name in ("points", "again"))
+    for size, name, on in product(SIZES, workloads(), MACHINES):
+        if not file_of(folder, name, size, on).exists():
+            continue
+        case = case_of(folder, name, size, on)
+        found = remembered([case], BUDGETS, names, points)
+        again = [
+            entry
+            for policy, budgets in asked_again(found).items()
+            for entry in remembered([case], budgets, [policy], with_more)
+        ]
+        yield size, case, found, again
 
 
 def lacks(entry: Entry) -> bool:
@@ -231,24 +250,17 @@ def main() -> None:
             f"{sum(map(lacks, found))} lack room, {took:.0f} s of planning",
             *(f"\n  {e.policy} {e.budget:,}: {e.problem}" for e in found if e.problem),
         )
-    names = asked(policies.names())
-    points, with_more = (kept(options.folder / f"{name}.jsonl") for name in ("points", "again"))
-    each = len(BUDGETS) * len(names)
+    each = len(BUDGETS) * len(policies.names())
     entries: list[Entry] = []
     again: list[Entry] = []
     steps: dict[str, dict[str, int]] = {}
-    whole = dict.fromkeys(SIZES, 0)
-    for size, name, on in product(SIZES, workloads(), MACHINES):
-        if not file_of(options.folder, name, size, on).exists():
-            continue
-        case = case_of(options.folder, name, size, on)
-        found = remembered([case], BUDGETS, names, points)
+    complete = dict.fromkeys(SIZES, 0)
+    for size, case, found, sample in known(options.folder):
         entries += found
-        for policy, budgets in asked_again(found).items():
-            again += remembered([case], budgets, [policy], with_more)
+        again += sample
         peak = case.trace.peak + case.trace.slack
-        steps[f"{case.step}, {on}"] = {"ops": len(case.trace.ops), "peak": peak}
-        whole[size] += len(found) == each
+        steps[f"{case.step}, {case.on}"] = {"ops": len(case.trace.ops), "peak": peak}
+        complete[size] += len(found) == each
     if not entries:
         raise SystemExit(f"no points in {options.folder}: run without --known")
     summed = summary(entries, again)
@@ -259,7 +271,7 @@ def main() -> None:
     facts = {
         "points": len(entries),
         "of": of,
-        "covered": {size: f"{n} of {pairs} steps x machines" for size, n in whole.items()},
+        "covered": {size: f"{n} of {pairs} steps x machines" for size, n in complete.items()},
         "budgets": [share.fraction for share in BUDGETS],
         "search_seconds": SEARCHES,
         "left_out": left_out,

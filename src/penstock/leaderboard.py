@@ -160,8 +160,14 @@ def remembered(
 
 def _as_asked(found: Entry, entry: Entry) -> Entry:
     """A point may have been found under other names: two steps may be the same problem."""
-    names = {name: getattr(entry, name) for name in ("step", "on", "policy", "asked", "full")}
-    return replace(found, **names)
+    return replace(
+        found,
+        step=entry.step,
+        on=entry.on,
+        policy=entry.policy,
+        asked=entry.asked,
+        full=entry.full,
+    )
 
 
 def _entries(
