@@ -26,7 +26,6 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="penstock",
-    help="Any PyTorch training step inside the memory budget you name.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -76,6 +75,29 @@ LimitOption = Annotated[
     float | None,
     typer.Option(min=0.0, help="Seconds for the curve: what is not found by then is left out."),
 ]
+
+
+def _say_version(_context: typer.Context, *, asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+        from platform import python_version
+
+        typer.echo(
+            f"penstock {version('penstock')} (torch {version('torch')}, Python {python_version()})"
+        )
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Say the version and exit.", callback=_say_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Any PyTorch training step inside the memory budget you name."""
 
 
 @app.command(context_settings=_SCRIPT)

@@ -3,7 +3,9 @@
 import json
 import re
 from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
 
 import pytest
 
@@ -63,6 +65,16 @@ def test_every_command_explains_itself(penstock: Penstock, command: str) -> None
     ended = penstock(command, "--help")
     assert ended.code == 0
     assert f"penstock {command}" in ended.out
+
+
+def test_the_version_is_told_with_those_of_torch_and_python(penstock: Penstock) -> None:
+    ended = penstock("--version")
+    assert ended.code == 0
+    torch, python = version("torch"), python_version()
+    assert (
+        ended.out.split()
+        == f"penstock {version('penstock')} (torch {torch}, Python {python})".split()
+    )
 
 
 def test_a_misspelt_command_is_refused(penstock: Penstock) -> None:
