@@ -1,5 +1,7 @@
 """What all tests share: a reproducible hypothesis, and a machine with round numbers."""
 
+import gc
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -11,6 +13,11 @@ settings.register_profile(
     "nightly", deadline=None, max_examples=5_000, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("default")
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded stays: the collections that sessions ask for need not look through it."""
+    gc.freeze()
 
 
 @pytest.fixture
