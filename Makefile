@@ -11,8 +11,8 @@ EXAMS := benchmarks/chains.py benchmarks/g10.py benchmarks/harmony.py benchmarks
 
 .PHONY: test demo test-gpu bench bench-prediction bench-grid bench-executed exams reproduce clean
 
-# The tests' tensors are small: workers with one thread each are faster than one with more. One more
-# than the cores that are common, since tests also wait, for disks and for processes.
+# The tests' tensors are small: workers with one thread each are faster than one with more. Three on
+# two cores: tests also wait, for disks and for other processes.
 test: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/mypy
