@@ -2,6 +2,7 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -82,9 +83,26 @@ class Log:
         reached = np.maximum.accumulate(on_compute)
         missing = np.isnan(start)
         start[missing] = end[missing] = reached[missing]
+        for out, back in self._stayed():
+            start[out] = end[out] = start[back]
         earlier = np.full(len(self.schedule.copies), -np.inf)
         times = Times(start - began, end - began, seconds, stalls, earlier)
         return chart(self.schedule, times)
+
+    def _stayed(self) -> Iterator[tuple[int, int]]:
+        """The rows of an eviction that was called back, and of the copy in that was asked too early."""
+        subject, extra = self.schedule.subject, self.schedule.extra
+        stayed = {
+            int(subject[row]): row
+            for row, copy in self.copies.items()
+            if copy.ended and not copy.inward and not copy.has_gone()
+        }
+        if not stayed:
+            return
+        for back in np.flatnonzero(self.schedule.verb == Verb.PREFETCH).tolist():
+            out = stayed.get(int(extra[back]), back)
+            if out < back:  # not that of the next step
+                yield out, back
 
     def seconds(self) -> NDArray[np.float64]:
         """Ops x (own, host) seconds in this step; NaN for an op that was not seen."""
