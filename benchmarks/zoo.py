@@ -68,7 +68,7 @@ def child(name: str, size: str, budget: str | None, policy: str) -> dict[str, An
             step(number)
             seconds.append(time.perf_counter() - begun)
             peaks.append(meter.peak() - base)
-        allocator.close()
+        allocator.loosen()
         return {"losses": losses, "bits": digest(), "seconds": seconds, "peaks": peaks}
     with fit(budget, policy=policy, device="cpu") as session:
         for number in range(STEPS):

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 
+from penstock import planner
 from penstock.api import fit
-from penstock.session import StepReport, settle
+from penstock.session import Session, StepReport, settle
 from penstock.simulate.least import least_budget
 from penstock.zoo import Workload, workload
 
@@ -27,6 +28,7 @@ __all__ = [
     "apart",
     "compare",
     "digest",
+    "in_room",
     "settle",
     "state_of",
     "tells_of_pages",
@@ -124,6 +126,26 @@ def compare(name: str, budget: str, steps: int, **options: Any) -> Compared:
         least_budget(session.trace).nbytes,
         session.reports,
     )
+
+
+@dataclass(frozen=True)
+class InRoom:
+    """A comparison, and after which steps the C library kept what was freed."""
+
+    compared: Compared
+    loose: list[bool]
+
+
+def in_room(budget: str, ample: float) -> InRoom:
+    """`compare` where `ample` times the peak counts as ample room."""
+    planner.AMPLE = ample
+    loose: list[bool] = []
+
+    def look(_report: StepReport) -> None:
+        assert Session._running is not None
+        loose.append(Session._running._is_loose)
+
+    return InRoom(compare("bert", budget, 10, on_step=look), loose)
 
 
 def users_of_exchange() -> list[ModuleType]:

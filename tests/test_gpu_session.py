@@ -96,7 +96,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(sessions, "mount", mount)
     yield made
-    tight.close()
+    tight.loosen()
 
 
 class Net(nn.Module):

@@ -88,6 +88,6 @@ def calibrate(
         return calibrated(describe(place, facts), place, meter_for(place), on_model)
     finally:
         if allocator is not None:
-            allocator.close()
+            allocator.loosen()
         for one in mounted:
             one.close()

@@ -7,7 +7,6 @@ values. From the first chart a new plan is made, from the others a better predic
 
 from collections import deque
 from dataclasses import dataclass, field, replace
-from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +29,10 @@ _CORRECTIONS = 6
 """Later plans for one shape, made because the device held more than was planned."""
 _RESERVE = 128
 """One part in so many of the budget is left free: what the allocator takes is learnt a step late."""
-_PACED = 5
-"""Steps from which the machine's pace is read."""
+_PACED = 2
+"""Steps of which the faster tells the machine's pace: what disturbs one seldom disturbs the next too."""
+AMPLE = 1.5
+"""Budget over peak from which freed memory may stay with the process. In six steps that took up to 1.4."""
 _REMEMBERED = 32
 """Shapes of the step that are kept."""
 
@@ -45,6 +46,7 @@ class Course:
     program: Program
     seconds: list[NDArray[np.float64]] = field(default_factory=list)  # by chart: ops x (own, host)
     corrections: int = 0
+    kept: int = 0  # bytes beside `slack` that the C allocator keeps of what is freed, where it may
     # Seconds of the last steps under the plan in force, charted ones too.
     steps: deque[float] = field(default_factory=lambda: deque(maxlen=_PACED))
 
@@ -55,9 +57,14 @@ class Course:
 
     @property
     def pace(self) -> float:
-        """How fast the machine is now: measured over simulated seconds, of the last few steps."""
+        """How fast the machine is now: measured over simulated seconds, of the faster of two steps."""
         simulated = self.outcome.timeline.seconds
-        return median(self.steps) / simulated if self.steps and simulated else 1.0
+        return min(self.steps) / simulated if self.steps and simulated else 1.0
+
+    def has_ample_room(self, budget: int) -> bool:
+        """Does the plan keep everything, in much less than the budget?"""
+        plan, timeline = self.outcome.plan, self.outcome.timeline
+        return not plan.decisions and timeline.peak * AMPLE < budget
 
     @property
     def is_young(self) -> bool:
@@ -78,6 +85,9 @@ class Planner:
         others = [other for other in self.courses if not _same_shape(other, course)]
         self.courses = [course, *others][:_REMEMBERED]
         return course
+
+    def has_ample_room(self, budget: int) -> bool:
+        return all(course.has_ample_room(budget) for course in self.courses)
 
     def course_of(self, program: Program | None) -> Course | None:
         return next((course for course in self.courses if course.program is program), None)

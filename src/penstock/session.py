@@ -49,6 +49,9 @@ from penstock.solve.best import Outcome, outcome
 
 __all__ = ["Session", "StepReport", "device_of", "settle"]
 
+_NARROW = 10
+"""One part in so many of the budget: with less to spare, freed memory goes back to the system again."""
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -117,6 +120,7 @@ class Session:
         self._replans = 0
         self._ended: float | None = None  # when the last step ended
         self._patience = 0  # steps to wait before the next recording
+        self._may_loosen = True  # the C allocator, where there is ample room
 
     # -- life --------------------------------------------------------------------------------
 
@@ -141,6 +145,7 @@ class Session:
                 self.meter,
                 base if on_cpu else 0,
                 verify=self._verify,
+                reclaim=self._tighten,
                 rebase=on_cpu and self._base_at_first_tensor,
             )
         except BaseException:
@@ -183,7 +188,7 @@ class Session:
             self.engine.close()
             Session._running = None
             if self._allocator is not None:
-                self._allocator.close()
+                self._allocator.loosen()
             if self._on_close is not None:
                 self._on_close(self)
 
@@ -210,9 +215,36 @@ class Session:
             self.engine.tolerant = young
             self.engine.begin_step(charted=young or self._on_close is not None)
         self._await_device()
+        self._fit_allocator()
         self.meter.reset_peak()
         self._began = time.perf_counter()
         self._planned_for = 0.0 if self._ended is None else self._began - self._ended
+
+    def _fit_allocator(self) -> None:
+        """Where every plan has ample room, what is freed may stay: taking it again costs page faults."""
+        if self._allocator is None:
+            return
+        course = self._course
+        if (
+            self._may_loosen
+            and not self._recording
+            and course is not None
+            and not course.is_young
+            and self._planner.has_ample_room(self.engine.budget)
+        ):
+            self._allocator.loosen()
+        else:
+            self._allocator.tighten()
+
+    @property
+    def _is_loose(self) -> bool:
+        return self._allocator is not None and self._allocator.is_loose
+
+    def _tighten(self) -> None:
+        """Room is short, though it seemed ample."""
+        if self._allocator is not None and self._is_loose:
+            self._may_loosen = False
+            self._allocator.tighten()
 
     def _record(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._recorder.run(func, args, kwargs, arrived=self.engine.arrived)
@@ -253,10 +285,11 @@ class Session:
         course = self._planner.course_of(followed)
         if followed is not None:
             pace = 1.0 if course is None else course.pace
+            kept = course.kept if course is not None and self._is_loose else 0
             report = replace(
                 report,
                 predicted_seconds=followed.predicted.seconds * pace,
-                predicted_peak=followed.predicted.peak,
+                predicted_peak=followed.predicted.peak + kept,
                 pace=pace,
                 decisions=followed.plan.counts(),
             )
@@ -283,10 +316,15 @@ class Session:
         if log is not None:
             self.measured, self.samples = log.chart(report.seconds, happened.stalls), log.samples
             self.charted = course.outcome
-            if course.is_young:
+            if course.is_young and not self._is_loose:
                 with self._weighing(course):
                     self._planner.learn(course, log, self.measured, needed, happened.lacked, budget)
                 return
+        if self._is_loose:
+            course.kept = needed - course.outcome.timeline.peak
+            if needed > budget - budget // _NARROW:
+                self._tighten()
+            return
         excess = max(happened.lacked, needed - budget)
         if self._planner.exceeds(course, excess, budget):
             happened.note("re-plan: the step took more memory than planned")

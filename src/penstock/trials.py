@@ -24,7 +24,6 @@ from torch.nn.modules.module import (
 )
 
 from penstock import policies
-from penstock.dispatch.resident import TightAllocator
 from penstock.dispatch.schema import tensors_in
 from penstock.errors import PenstockError
 from penstock.ir.trace import Trace
@@ -209,7 +208,6 @@ def _measured(trial: Trial) -> Ran:
         step = parse(trial.step).make()
         if trial.budget is not None:
             return _under(trial.budget, trial.policy, step, state)
-        allocator = TightAllocator() if device.type == "cpu" else None
         seconds, losses = [], []
         for number in range(_STEPS):
             began = time.perf_counter()
@@ -219,8 +217,6 @@ def _measured(trial: Trial) -> Ran:
             seconds.append(time.perf_counter() - began)
             losses += _numbers(result)
             del result
-        if allocator is not None:
-            allocator.close()
         return Ran(median(seconds[2:]), state.bits(losses))
 
 

@@ -127,8 +127,8 @@ new = [torch.ones(MIB // 8, dtype=torch.uint8) for _ in range(400)]
 grown = meter.resident() - start
 del new[::2]
 given_back = start + grown - meter.resident()
-allocator.close()
-allocator.close()
+allocator.loosen()
+allocator.loosen()
 print(grown / MIB, given_back / MIB)
 """
 
@@ -151,7 +151,7 @@ del blocks
 freed = full - meter.resident()
 allocator.trim()
 print(freed / MIB, (full - meter.resident()) / MIB)
-allocator.close()
+allocator.loosen()
 """
 
 
@@ -217,3 +217,35 @@ def test_every_byte_that_was_written_is_held(edges: list[int], offset: int, rand
 def test_a_small_storage_is_held_whole(device: str) -> None:
     storage = torch.empty(1000, device=device).untyped_storage()
     assert parts_held(storage) == ((0, 4000),)
+
+
+LOOSE = """
+import torch
+from penstock.dispatch.resident import CpuMeter, TightAllocator
+MIB = 1 << 20
+meter, allocator = CpuMeter(), TightAllocator()
+torch.ones(1)
+
+above = []  # in use, so that what is freed below are holes
+
+def freed():
+    blocks = [torch.ones(4 * MIB, dtype=torch.uint8) for _ in range(16)]
+    above.append(torch.ones(MIB, dtype=torch.uint8))
+    full = meter.resident()
+    del blocks
+    return (full - meter.resident()) / MIB
+
+allocator.loosen()
+kept = freed()
+before = meter.resident()
+allocator.tighten()
+print(kept, (before - meter.resident()) / MIB, freed())
+"""
+
+
+def test_a_loose_allocator_keeps_what_is_freed_until_it_is_tight_again() -> None:
+    done = subprocess.run([sys.executable, "-c", LOOSE], capture_output=True, text=True, check=True)
+    at_once, when_tightened, at_once_again = map(float, done.stdout.split())
+    assert at_once < 1
+    assert when_tightened > 60
+    assert at_once_again > 60

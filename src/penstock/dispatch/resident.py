@@ -35,6 +35,8 @@ _PAGE = os.sysconf("SC_PAGESIZE")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 RETURNED_FROM = 64 * 1024
 """Blocks of at least this many bytes go back to the system as soon as they are freed."""
+_MAPPED_AT_MOST, _TOP_PAD = 32 << 20, 128 << 10
+"""Bytes: what glibc raises its first threshold to at most (the other is then twice that), its default."""
 _HOLE = 1 << 20
 """Bytes together that nobody wrote, from which they are taken notice of."""
 _PRESENT_OR_SWAPPED = np.uint64(3 << 62)
@@ -154,7 +156,7 @@ def meter_for(device: torch.device) -> CpuMeter | CudaMeter:
 
 
 class TightAllocator:
-    """While it lasts, the C library returns large freed blocks to the system at once.
+    """While it is tight, the C library returns large freed blocks to the system at once.
 
     Without this the resident set hardly falls when tensors die, and says nothing about them. Does
     nothing where the C library is not glibc.
@@ -162,9 +164,13 @@ class TightAllocator:
     glibc maps a large block of its own only if no hole in its heap fits, and what is freed in the
     heap stays resident. So the holes that earlier allocations left are plugged: with blocks that
     nobody touches, which cost no memory.
+
+    What was returned is taken again at the price of its page faults, up to half of a step's time:
+    where memory is not short, `loosen` it.
     """
 
     def __init__(self) -> None:
+        self.is_loose = True
         self._plugs: list[int] = []
         self._is_glibc = False
         try:
@@ -176,11 +182,16 @@ class TightAllocator:
         self._libc.malloc.restype = ctypes.c_void_p
         self._libc.malloc.argtypes = [ctypes.c_size_t]
         self._libc.free.argtypes = [ctypes.c_void_p]
-        self._libc.mallopt(_M_MMAP_THRESHOLD, RETURNED_FROM)
-        self._libc.mallopt(_M_TRIM_THRESHOLD, RETURNED_FROM)
-        self._libc.mallopt(_M_TOP_PAD, 0)
         # One arena: threads would otherwise each keep free blocks of their own.
         self._libc.mallopt(_M_ARENA_MAX, 1)
+        self.tighten()
+
+    def tighten(self) -> None:
+        """Return what is free, and from now on whatever is freed. Idempotent."""
+        if not self.is_loose or not self._is_glibc:
+            return
+        self.is_loose = False
+        self._returning_from(RETURNED_FROM)
         self._libc.malloc_trim(0)
         size = 1 << 30
         while size >= RETURNED_FROM:  # large plugs first: each touches the page of its header
@@ -196,10 +207,19 @@ class TightAllocator:
         if self._is_glibc:
             self._libc.malloc_trim(0)
 
-    def close(self) -> None:
-        """Give the holes back. Idempotent."""
+    def loosen(self) -> None:
+        """Keep what is freed for what is taken next, as glibc itself comes to do. Idempotent."""
+        if self.is_loose:
+            return
+        self.is_loose = True
+        self._returning_from(_MAPPED_AT_MOST)
         while self._plugs:
             self._libc.free(self._plugs.pop())
+
+    def _returning_from(self, nbytes: int) -> None:
+        self._libc.mallopt(_M_MMAP_THRESHOLD, nbytes)
+        self._libc.mallopt(_M_TRIM_THRESHOLD, 2 * nbytes if self.is_loose else nbytes)
+        self._libc.mallopt(_M_TOP_PAD, _TOP_PAD if self.is_loose else 0)
 
 
 def _is_mapped(block: int) -> bool:

@@ -91,6 +91,7 @@ class Engine:
     """Executes calls for one device under a budget.
 
     `base` is what `meter` reads when no tensor lives on the device: the budget counts from there.
+    `reclaim` gives back memory that is held and free: asked before anything is evicted for want of room.
     `rebase`: read it again when the first large tensor is made, so that what a script imports before
     does not count.
     """
@@ -104,6 +105,7 @@ class Engine:
         base: int,
         *,
         verify: bool = False,
+        reclaim: Callable[[], None] = lambda: None,
         rebase: bool = False,
     ) -> None:
         self.device, self.budget, self.meter, self.base = device, budget, meter, base
@@ -118,7 +120,7 @@ class Engine:
         self.log: Log | None = None  # of the step that runs, if it is to be charted
         self.program: Program | None = None
         self.candidates: tuple[Program, ...] = ()  # programs for all shapes of the step
-        self._rebase = rebase
+        self._reclaim, self._rebase = reclaim, rebase
         self.tolerant = False  # recording: note an overrun and go on
         self.arrived = 0.0  # when the served call that runs now came in
         self._execute: Execute = _call
@@ -507,6 +509,7 @@ class Engine:
     def _clear(self, nbytes: int, victims: Callable[[], list[Resident]]) -> None:
         """Let leave what is leaving, oldest first, then evict, as long as `nbytes` more do not fit."""
         start = time.perf_counter()
+        self._reclaim()
         for copy in self.manager.leaving():
             if self._lacking(nbytes) <= 0:
                 break
