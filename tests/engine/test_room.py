@@ -141,3 +141,16 @@ def test_before_anything_else_is_evicted_what_is_leaving_has_left(
     engine._make_room(MIB, "an op", engine._oldest)
     assert copy.has_gone()
     assert engine.manager.meet(kept).place is Place.HERE
+
+
+def test_before_anything_is_evicted_what_is_held_and_free_is_given_back(
+    engine: Engine, meter: Reading
+) -> None:
+    kept, given_back = UntypedStorage(MIB), []
+    engine._touch(kept)
+    engine._reclaim = lambda: given_back.append(MIB)
+    meter.held = lambda: BUDGET - sum(given_back)
+    engine._tick += 1
+    engine._make_room(MIB, "an op", engine._oldest)
+    assert given_back == [MIB]
+    assert engine.manager.meet(kept).place is Place.HERE
