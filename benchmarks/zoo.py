@@ -5,7 +5,7 @@
 Each workload runs in two fresh processes: plain PyTorch, then inside a session. Losses, parameters
 and buffers must be the same, bit for bit. Peaks are resident bytes above the base; the predicted
 peak and time stand beside the median of the steps that they predict (after the charted ones). Plain
-steps are timed with the C library's own settings, and weighed when freed blocks do not count. The
+steps run as ever; then some more in which freed blocks do not count, for their peaks. The
 predicted time follows the pace of the machine in the steps before; `simulated` is the error without.
 With `--json`, rows of workloads that this run leaves out stay in the file, each with its commit.
 """
@@ -35,8 +35,8 @@ CHARTED = 3
 """Planned steps from which the session still learns."""
 MEASURED = 4
 """Planned steps after them."""
-WEIGHED = 4
-"""The last of the plain steps: their peaks are measured, and the others' times."""
+TIGHT = 6
+"""Plain steps after all others, in which the C library returns what is freed, as in a tight budget."""
 MIB = 2**20
 
 
@@ -60,22 +60,23 @@ def child(name: str, size: str, budget: str | None, policy: str) -> dict[str, An
         results: list[Tensor] = work.step(number)
         losses.append([float(loss.detach()) for loss in results])
 
+    def timed(number: int, meter: CpuMeter | None = None) -> float:
+        if meter is not None:
+            meter.reset_peak()
+        begun = time.perf_counter()
+        step(number)
+        return time.perf_counter() - begun
+
     if budget is None:
-        seconds, peaks = [], []
-        for number in range(STEPS - WEIGHED):
-            begun = time.perf_counter()
-            step(number)
-            seconds.append(time.perf_counter() - begun)
-        # Without it what was freed would count; with it steps are slower.
         allocator = TightAllocator()
         meter = CpuMeter()
         base = meter.resident() - live_tensor_bytes(torch.device("cpu"))
-        for number in range(STEPS - WEIGHED, STEPS):
-            meter.reset_peak()
-            step(number)
-            peaks.append(meter.peak() - base)
         allocator.loosen()
-        return {"losses": losses, "bits": digest(), "seconds": seconds, "peaks": peaks}
+        seconds = [timed(number) for number in range(STEPS)]
+        found = {"losses": [*losses], "bits": digest(), "seconds": seconds}
+        allocator.tighten()
+        tight = range(STEPS, STEPS + TIGHT)
+        return found | {"tight": [(timed(number, meter), meter.peak() - base) for number in tight]}
     with fit(budget, policy=policy, device="cpu") as session:
         for number in range(STEPS):
             step(number)
@@ -131,7 +132,7 @@ def row(name: str, plain: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]
         "ops": run["ops"],
         "by": run["by"],
         "budget": run["budget"],
-        "plain_peak": max(plain["peaks"]),
+        "plain_peak": max(peak for _, peak in plain["tight"]),
         "plain_seconds": median(plain["seconds"][2:]),
         "peak": max(one["peak"] for one in planned),
         "over": max(one["peak"] for one in planned) / run["budget"] - 1,
