@@ -61,7 +61,7 @@ def test_what_a_plan_is_known_to_lack_is_no_reason_for_a_new_one(beyond, is_new)
     assert course.slack == beyond
 
 
-def test_the_pace_is_that_of_the_last_steps_under_this_plan() -> None:
+def test_the_pace_is_that_of_the_last_steps_and_stays_when_the_plan_changes() -> None:
     """Charted ones too: after these a single disturbed step must not be all that is known."""
     budget = 64 * MIB
     planner, course = planned("1s", budget)
@@ -72,8 +72,11 @@ def test_the_pace_is_that_of_the_last_steps_under_this_plan() -> None:
     assert course.pace == pytest.approx(1.1)
     course.steps.extend([4.0] * 5)
     assert course.pace == pytest.approx(2.0)
-    planner.correct(course, 8 * MIB, budget)  # another plan
-    assert course.pace == 1.0
+    course.steps.append(3.0)
+    planner.correct(course, 8 * MIB, budget)  # another plan, which takes as long
+    assert course.pace == pytest.approx(1.5)
+    course.scale(3.0, 2.0)  # one that takes half as long again
+    assert list(course.steps) == pytest.approx([6.0, 4.5])
 
 
 class Charted:

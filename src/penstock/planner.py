@@ -47,7 +47,7 @@ class Course:
     seconds: list[NDArray[np.float64]] = field(default_factory=list)  # by chart: ops x (own, host)
     corrections: int = 0
     kept: int = 0  # bytes beside `slack` that the C allocator keeps of what is freed, where it may
-    # Seconds of the last steps under the plan in force, charted ones too.
+    # Seconds of the last steps, charted ones too, as if the plan in force had been all along.
     steps: deque[float] = field(default_factory=lambda: deque(maxlen=_PACED))
 
     @property
@@ -65,6 +65,11 @@ class Course:
         """Does the plan keep everything, in much less than the budget?"""
         plan, timeline = self.outcome.plan, self.outcome.timeline
         return not plan.decisions and timeline.peak * AMPLE < budget
+
+    def scale(self, now: float, before: float) -> None:
+        """Another plan is in force: what the last steps would have taken under it."""
+        factor = now / before if before else 1.0
+        self.steps = deque((seconds * factor for seconds in self.steps), self.steps.maxlen)
 
     @property
     def is_young(self) -> bool:
@@ -130,10 +135,10 @@ class Planner:
         known = course.recording.trace
         trace = known.relearnt(max(0, slack), _typical(len(known.ops), course.seconds))
         problem = self._problem(trace, budget)
-        found = outcome(problem, course.outcome.plan) if keep else None
-        if found is None or found.shortfall > course.outcome.shortfall:
+        found = before = outcome(problem, course.outcome.plan)
+        if not keep or found.shortfall > course.outcome.shortfall:
             found = policies.ask(self.policy, problem)
-            course.steps.clear()
+            course.scale(found.timeline.seconds, before.timeline.seconds)
         course.recording = replace(course.recording, trace=trace)
         course.outcome = found
         course.program = _compiled(course.recording, found)
