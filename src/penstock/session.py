@@ -242,9 +242,9 @@ class Session:
 
     def _tighten(self) -> None:
         """Room is short, though it seemed ample."""
-        if self._allocator is not None and self._is_loose:
+        if (allocator := self._allocator) is not None and allocator.is_loose:
             self._may_loosen = False
-            self._allocator.tighten()
+            allocator.tighten()
 
     def _record(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._recorder.run(func, args, kwargs, arrived=self.engine.arrived)

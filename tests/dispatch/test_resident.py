@@ -1,5 +1,6 @@
 """Meters tell the truth: large tensors are seen when they come, and when they go."""
 
+import ctypes
 import mmap
 import subprocess
 import sys
@@ -10,7 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.dispatch.resident import Part, live_tensor_bytes, meter_for, parts_held
+from penstock.dispatch.resident import (
+    Part,
+    TightAllocator,
+    live_tensor_bytes,
+    meter_for,
+    parts_held,
+)
 from runs import DEVICES, MIB, tells_of_pages
 
 LARGE = 64 * MIB
@@ -217,6 +224,17 @@ def test_every_byte_that_was_written_is_held(edges: list[int], offset: int, rand
 def test_a_small_storage_is_held_whole(device: str) -> None:
     storage = torch.empty(1000, device=device).untyped_storage()
     assert parts_held(storage) == ((0, 4000),)
+
+
+def test_where_the_c_library_is_not_glibc_it_is_never_loose(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A session learns nothing from steps after which freed memory stays."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    allocator = TightAllocator()
+    for change in (allocator.loosen, allocator.tighten, allocator.loosen, allocator.trim):
+        change()
+        assert not allocator.is_loose
 
 
 LOOSE = """

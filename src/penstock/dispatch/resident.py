@@ -170,7 +170,7 @@ class TightAllocator:
     """
 
     def __init__(self) -> None:
-        self.is_loose = True
+        self.is_loose = False
         self._plugs: list[int] = []
         self._is_glibc = False
         try:
@@ -184,13 +184,15 @@ class TightAllocator:
         self._libc.free.argtypes = [ctypes.c_void_p]
         # One arena: threads would otherwise each keep free blocks of their own.
         self._libc.mallopt(_M_ARENA_MAX, 1)
-        self.tighten()
+        self._return_what_is_free()
 
     def tighten(self) -> None:
         """Return what is free, and from now on whatever is freed. Idempotent."""
-        if not self.is_loose or not self._is_glibc:
-            return
-        self.is_loose = False
+        if self.is_loose:
+            self.is_loose = False
+            self._return_what_is_free()
+
+    def _return_what_is_free(self) -> None:
         self._returning_from(RETURNED_FROM)
         self._libc.malloc_trim(0)
         size = 1 << 30
@@ -209,7 +211,7 @@ class TightAllocator:
 
     def loosen(self) -> None:
         """Keep what is freed for what is taken next, as glibc itself comes to do. Idempotent."""
-        if self.is_loose:
+        if self.is_loose or not self._is_glibc:
             return
         self.is_loose = True
         self._returning_from(_MAPPED_AT_MOST)
