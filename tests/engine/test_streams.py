@@ -9,20 +9,14 @@ import torch
 from torch import UntypedStorage
 
 from gates import GatedStore, managing
+from logs import MACHINE, logged
 from penstock.dispatch.storage import byte_view, lies_on
 from penstock.engine import engine as engines
 from penstock.engine.engine import Engine
 from penstock.engine.lanes import Copy, StreamLane
 from penstock.engine.log import Log
 from penstock.engine.residency import Place
-from penstock.engine.watch import Watch
-from penstock.ir.machine import Device, Link, Machine, Tier
-from penstock.ir.plan import Plan, Swap
-from penstock.ir.policy import Problem
 from penstock.ir.schedule import Cause
-from penstock.ir.text import parse
-from penstock.ir.trace import OpIndex
-from penstock.solve.best import outcome
 from streams import Current, Event, pretend
 
 CPU = torch.device("cpu")
@@ -130,21 +124,6 @@ def test_a_value_comes_back_at_the_second_attempt(error: BaseException, monkeypa
 
 
 # -- times --------------------------------------------------------------------------------------------
-
-
-TRACE = parse("""
-    f a x:I1M -> h:A64M! 1ms
-    f b x     -> y:A1M   1ms
-    f c y     -> z:A1M   1ms
-    b d z h   -> g:T1M   1ms
-""")
-MACHINE = Machine(Device("GPU", 1 << 30), (Tier("host", 1 << 30, Link(1e9), Link(1e9)),))
-
-
-def logged(device: torch.device) -> Log:
-    (gap,) = (gap for gap in TRACE.saved_gaps(64 * MIB))
-    plan = Plan((Swap(gap, "host", OpIndex(gap.start + 1), gap.stop),))
-    return Log(outcome(Problem(TRACE, MACHINE, 1 << 30), plan).schedule, Watch(device))
 
 
 def test_on_a_gpu_an_op_took_what_its_events_say_and_not_what_asking_for_it_took(current) -> None:
