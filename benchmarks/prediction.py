@@ -100,8 +100,8 @@ def main() -> None:
         )
     rows.sort(key=lambda row: -abs(row["seconds_error"]))
     table = Table(title=f"Predicted without running, {options.size} size")
-    bytes_of = ("live MiB", "error", "resident MiB", "error")
-    for head in ("workload", *bytes_of, "s", "error", "slower", "plain s"):
+    sizes = ("live MiB", "error", "resident MiB", "error")
+    for head in ("workload", *sizes, "s", "error", "slower", "plain s"):
         table.add_column(head, justify="left" if head == "workload" else "right")
     for row in rows:
         table.add_row(

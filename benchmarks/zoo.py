@@ -60,9 +60,7 @@ def child(name: str, size: str, budget: str | None, policy: str) -> dict[str, An
         results: list[Tensor] = work.step(number)
         losses.append([float(loss.detach()) for loss in results])
 
-    def timed(number: int, meter: CpuMeter | None = None) -> float:
-        if meter is not None:
-            meter.reset_peak()
+    def timed(number: int) -> float:
         begun = time.perf_counter()
         step(number)
         return time.perf_counter() - begun
@@ -75,8 +73,11 @@ def child(name: str, size: str, budget: str | None, policy: str) -> dict[str, An
         seconds = [timed(number) for number in range(STEPS)]
         found = {"losses": [*losses], "bits": digest(), "seconds": seconds}
         allocator.tighten()
-        tight = range(STEPS, STEPS + TIGHT)
-        return found | {"tight": [(timed(number, meter), meter.peak() - base) for number in tight]}
+        tight = []
+        for number in range(STEPS, STEPS + TIGHT):
+            meter.reset_peak()
+            tight.append((timed(number), meter.peak() - base))
+        return found | {"tight": tight}
     with fit(budget, policy=policy, device="cpu") as session:
         for number in range(STEPS):
             step(number)
