@@ -49,8 +49,11 @@ from penstock.solve.best import Outcome, outcome
 
 __all__ = ["Session", "StepReport", "device_of", "settle"]
 
-_NARROW = 10
-"""One part in so many of the budget: with less to spare, freed memory goes back to the system again."""
+_NARROW = 5
+"""One part in so many of the budget: with less to spare, freed memory goes back to the system again.
+
+What stays grows from step to step; by up to 22 % of all in one, in steps of six kinds.
+"""
 
 
 @dataclass(frozen=True)

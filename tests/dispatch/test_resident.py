@@ -238,17 +238,20 @@ def test_where_the_c_library_is_not_glibc_it_is_never_loose(
 
 
 LOOSE = """
+import penstock  # asks for huge pages
 import torch
 from penstock.dispatch.resident import CpuMeter, TightAllocator
 MIB = 1 << 20
 meter, allocator = CpuMeter(), TightAllocator()
 torch.ones(1)
 
-above = []  # in use, so that what is freed below are holes
+between = []  # in use, so that what is freed are holes
 
 def freed():
-    blocks = [torch.ones(4 * MIB, dtype=torch.uint8) for _ in range(16)]
-    above.append(torch.ones(MIB, dtype=torch.uint8))
+    blocks = []
+    for _ in range(8):
+        blocks.append(torch.ones(7 * MIB, dtype=torch.uint8))
+        between.append(torch.ones(MIB // 32, dtype=torch.uint8))
     full = meter.resident()
     del blocks
     return (full - meter.resident()) / MIB
@@ -265,5 +268,5 @@ def test_a_loose_allocator_keeps_what_is_freed_until_it_is_tight_again() -> None
     done = subprocess.run([sys.executable, "-c", LOOSE], capture_output=True, text=True, check=True)
     at_once, when_tightened, at_once_again = map(float, done.stdout.split())
     assert at_once < 1
-    assert when_tightened > 60
-    assert at_once_again > 60
+    assert when_tightened > 55
+    assert at_once_again > 55

@@ -8,6 +8,7 @@ first of these is needed, as far as free blocks fit.
 
 import ctypes
 import gc
+import mmap
 import os
 from collections.abc import Callable, Iterable
 from itertools import chain
@@ -182,6 +183,7 @@ class TightAllocator:
         self._libc.malloc.restype = ctypes.c_void_p
         self._libc.malloc.argtypes = [ctypes.c_size_t]
         self._libc.free.argtypes = [ctypes.c_void_p]
+        self._libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         # One arena: threads would otherwise each keep free blocks of their own.
         self._libc.mallopt(_M_ARENA_MAX, 1)
         self._return_what_is_free()
@@ -200,6 +202,9 @@ class TightAllocator:
             block = self._libc.malloc(size)
             if block and not _is_mapped(block):
                 self._plugs.append(block)
+                # With huge pages, the page of its header is 2 MiB.
+                begin, end = -(-block // _PAGE) * _PAGE, (block + size) // _PAGE * _PAGE
+                self._libc.madvise(begin, end - begin, mmap.MADV_DONTNEED)
                 continue
             self._libc.free(block)  # no hole of that size is left
             size //= 2
