@@ -44,7 +44,7 @@ _PRESENT_OR_SWAPPED = np.uint64(3 << 62)
 """What /proc/self/pagemap says of a page that was written to: here, or with the system's swap."""
 
 Part = tuple[int, int]
-"""Some bytes of a storage: where they begin and end."""
+"""Some bytes of a storage, or of memory: where they begin and end."""
 
 
 class Meter(Protocol):
@@ -196,15 +196,15 @@ class TightAllocator:
 
     def _return_what_is_free(self) -> None:
         self._returning_from(RETURNED_FROM)
+        # Or the header of a plug takes 2 MiB, and the system makes such pages of what was given back.
+        for begin, end in _heap():
+            self._libc.madvise(begin, end - begin, mmap.MADV_NOHUGEPAGE)
         self._libc.malloc_trim(0)
         size = 1 << 30
         while size >= RETURNED_FROM:  # large plugs first: each touches the page of its header
             block = self._libc.malloc(size)
             if block and not _is_mapped(block):
                 self._plugs.append(block)
-                # With huge pages, the page of its header is 2 MiB.
-                begin, end = -(-block // _PAGE) * _PAGE, (block + size) // _PAGE * _PAGE
-                self._libc.madvise(begin, end - begin, mmap.MADV_DONTNEED)
                 continue
             self._libc.free(block)  # no hole of that size is left
             size //= 2
@@ -227,6 +227,16 @@ class TightAllocator:
         self._libc.mallopt(_M_MMAP_THRESHOLD, nbytes)
         self._libc.mallopt(_M_TRIM_THRESHOLD, 2 * nbytes if self.is_loose else nbytes)
         self._libc.mallopt(_M_TOP_PAD, _TOP_PAD if self.is_loose else 0)
+
+
+def _heap() -> list[Part]:
+    """The addresses of glibc's first arena, which holds all that has no mapping of its own."""
+    try:
+        with open("/proc/self/maps") as maps:
+            ranges = [line.split()[0] for line in maps if line.endswith("[heap]\n")]
+    except OSError:
+        return []
+    return [(int(begin, 16), int(end, 16)) for begin, end in (one.split("-") for one in ranges)]
 
 
 def _is_mapped(block: int) -> bool:
