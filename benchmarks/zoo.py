@@ -27,7 +27,7 @@ from torch import Tensor
 from _children import last_said
 from _where import earlier, where, write
 from penstock.api import fit
-from penstock.dispatch.resident import CpuMeter, TightAllocator, live_tensor_bytes
+from penstock.dispatch.resident import CAllocator, CpuMeter, live_tensor_bytes
 from penstock.session import settle
 from penstock.zoo.workloads import Size, names, workload
 
@@ -66,7 +66,7 @@ def child(name: str, size: str, budget: str | None, policy: str) -> dict[str, An
         return time.perf_counter() - begun
 
     if budget is None:
-        allocator = TightAllocator()
+        allocator = CAllocator()
         meter = CpuMeter()
         base = meter.resident() - live_tensor_bytes(torch.device("cpu"))
         allocator.loosen()

@@ -20,7 +20,7 @@ from pathlib import Path
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from penstock.dispatch.resident import CpuMeter, TightAllocator
+from penstock.dispatch.resident import CAllocator, CpuMeter
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     def after_step(*_: object) -> None:
         peaks.append(meter.peak() - start["base"])
         if len(peaks) == int(steps):
-            TightAllocator()
+            CAllocator()
         meter.reset_peak()
 
     register_module_parameter_registration_hook(before_first_parameter)

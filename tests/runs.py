@@ -4,6 +4,7 @@ import gc
 import hashlib
 import multiprocessing
 import os
+import resource
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -15,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 
-from penstock import planner
 from penstock.api import fit
 from penstock.session import Session, StepReport, settle
 from penstock.simulate.least import least_budget
@@ -133,19 +133,20 @@ class InRoom:
     """A comparison, and after which steps the C library kept what was freed."""
 
     compared: Compared
-    loose: list[bool]
+    keeps: list[bool]
 
 
-def in_room(budget: str, ample: float) -> InRoom:
-    """`compare` where `ample` times the peak counts as ample room."""
-    planner.AMPLE = ample
-    loose: list[bool] = []
+def in_room(budget: str, limit: int | None = None) -> InRoom:
+    """`compare`, `limit` bytes of data at most for the process if they are given."""
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    keeps: list[bool] = []
 
     def look(_report: StepReport) -> None:
         assert Session._running is not None
-        loose.append(Session._running._is_loose)
+        keeps.append(Session._running.engine.keeps_freed)
 
-    return InRoom(compare("bert", budget, 10, on_step=look), loose)
+    return InRoom(compare("bert", budget, 10, on_step=look), keeps)
 
 
 def users_of_exchange() -> list[ModuleType]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from penstock import session as sessions
-from penstock.dispatch.resident import CpuMeter, TightAllocator
+from penstock.dispatch.resident import CAllocator, CpuMeter
 from penstock.engine import engine as engines
 from penstock.engine import lineage
 from penstock.engine.lanes import Copy, StreamLane
@@ -62,7 +62,7 @@ class Gpu:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch):
-    tight = TightAllocator()
+    tight = CAllocator()
     meter = CpuMeter()
     made = Gpu(meter, meter.resident())
     pretend(monkeypatch)

@@ -8,13 +8,18 @@
 
 Import it before torch allocates anything large: it asks torch for huge pages, which means fewer
 page faults, and page-aligned memory, which the disk tier moves without a copy. Your own setting of
-`THP_MEM_ALLOC_ENABLE` wins.
+`THP_MEM_ALLOC_ENABLE` wins. And it asks the C library to let all threads share one heap, before any of
+them has another: what is freed in several cannot be given back.
 """
 
+import ctypes
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+with suppress(OSError, AttributeError, TypeError):  # glibc only
+    ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
 
 if TYPE_CHECKING:
     from penstock.api import calibrate, fit

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from penstock.dispatch.resident import TightAllocator, meter_for
+from penstock.dispatch.resident import CAllocator, meter_for
 from penstock.engine.contention import with_drag
 from penstock.engine.mount import mount
 from penstock.ir.machine import Machine
@@ -80,7 +80,7 @@ def calibrate(
     place = device_of(device)
     settle()
     mounted = mount(tier, place)
-    allocator = TightAllocator() if place.type == "cpu" else None
+    allocator = CAllocator() if place.type == "cpu" else None
     try:
         facts = tuple(one.store.probe() for one in mounted)
         if place.type == "cpu":  # a GPU's copies take none of its compute

@@ -31,8 +31,8 @@ _RESERVE = 128
 """One part in so many of the budget is left free: what the allocator takes is learnt a step late."""
 _PACED = 2
 """Steps of which the faster tells the machine's pace: what disturbs one seldom disturbs the next too."""
-AMPLE = 1.5
-"""Budget over peak from which freed memory may stay with the process. In six steps that took up to 1.4."""
+_DENSE = 50
+"""One byte in so many may be one that nobody writes."""
 _REMEMBERED = 32
 """Shapes of the step that are kept."""
 
@@ -61,15 +61,17 @@ class Course:
         simulated = self.outcome.timeline.seconds
         return min(self.steps) / simulated if self.steps and simulated else 1.0
 
-    def has_ample_room(self, budget: int) -> bool:
-        """Does the plan keep everything, in much less than the budget?"""
-        plan, timeline = self.outcome.plan, self.outcome.timeline
-        return not plan.decisions and timeline.peak * AMPLE < budget
-
     def scale(self, now: float, before: float) -> None:
         """Another plan is in force: what the last steps would have taken under it."""
         factor = now / before if before else 1.0
         self.steps = deque((seconds * factor for seconds in self.steps), self.steps.maxlen)
+
+    @property
+    def is_dense(self) -> bool:
+        """Is nearly all of its values written to? What is not has no memory only if that is fresh."""
+        values = self.recording.trace.values
+        unwritten = sum(value.unwritten for value in values)
+        return unwritten * _DENSE <= sum(value.nbytes for value in values)
 
     @property
     def is_young(self) -> bool:
@@ -90,9 +92,6 @@ class Planner:
         others = [other for other in self.courses if not _same_shape(other, course)]
         self.courses = [course, *others][:_REMEMBERED]
         return course
-
-    def has_ample_room(self, budget: int) -> bool:
-        return all(course.has_ample_room(budget) for course in self.courses)
 
     def course_of(self, program: Program | None) -> Course | None:
         return next((course for course in self.courses if course.program is program), None)

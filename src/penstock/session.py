@@ -22,8 +22,8 @@ from penstock import policies
 from penstock.dispatch.clock import Clock
 from penstock.dispatch.doors import Doors
 from penstock.dispatch.resident import (
+    CAllocator,
     CudaMeter,
-    TightAllocator,
     live_tensor_bytes,
     meter_for,
 )
@@ -48,12 +48,6 @@ from penstock.sizes import Share, parse_budget, parse_size
 from penstock.solve.best import Outcome, outcome
 
 __all__ = ["Session", "StepReport", "device_of", "settle"]
-
-_NARROW = 5
-"""One part in so many of the budget: with less to spare, freed memory goes back to the system again.
-
-What stays grows from step to step; by up to 22 % of all in one, in steps of six kinds.
-"""
 
 
 @dataclass(frozen=True)
@@ -123,7 +117,6 @@ class Session:
         self._replans = 0
         self._ended: float | None = None  # when the last step ended
         self._patience = 0  # steps to wait before the next recording
-        self._may_loosen = True  # the C allocator, where there is ample room
 
     # -- life --------------------------------------------------------------------------------
 
@@ -133,7 +126,7 @@ class Session:
         settle()
         gc.collect()  # tensors that only cycles keep would count against the budget
         on_cpu = self.device.type == "cpu"
-        self._allocator = TightAllocator() if on_cpu else None
+        self._allocator = CAllocator() if on_cpu else None
         self.meter = meter_for(self.device)
         self._mounted: tuple[MountedTier, ...] = ()
         mounted = mount(self._tier, self.device, self._host_budget, self._disk_budget)
@@ -148,7 +141,7 @@ class Session:
                 self.meter,
                 base if on_cpu else 0,
                 verify=self._verify,
-                reclaim=self._tighten,
+                allocator=self._allocator,
                 rebase=on_cpu and self._base_at_first_tensor,
             )
         except BaseException:
@@ -205,49 +198,29 @@ class Session:
 
     def _begin(self) -> None:
         self._traffic = dict(self.engine.manager.statistics.traffic)
+        courses = self._planner.courses
+        young = any(course.is_young for course in courses)
+        all_dense = all(course.is_dense for course in courses)
         if self._recording:
             self._recorder.open()
             self._recorder.begin()
             self.engine.tolerant = True
-            known = [course.program for course in self._planner.courses]
+            known = [course.program for course in courses]
             self.engine.begin_step(self._record, known)
         else:
             self._recorder.pause()
-            young = any(course.is_young for course in self._planner.courses)
             # A young plan does not know yet how much the device holds beyond values.
             self.engine.tolerant = young
             self.engine.begin_step(charted=young or self._on_close is not None)
+        # What an op takes is seen only if what was freed has gone.
+        if courses and all_dense and not (self._recording or young):
+            self.engine.keep_freed()
+        else:
+            self.engine.return_freed()
         self._await_device()
-        self._fit_allocator()
         self.meter.reset_peak()
         self._began = time.perf_counter()
         self._planned_for = 0.0 if self._ended is None else self._began - self._ended
-
-    def _fit_allocator(self) -> None:
-        """Where every plan has ample room, what is freed may stay: taking it again costs page faults."""
-        if self._allocator is None:
-            return
-        course = self._course
-        if (
-            self._may_loosen
-            and not self._recording
-            and course is not None
-            and not course.is_young
-            and self._planner.has_ample_room(self.engine.budget)
-        ):
-            self._allocator.loosen()
-        else:
-            self._allocator.tighten()
-
-    @property
-    def _is_loose(self) -> bool:
-        return self._allocator is not None and self._allocator.is_loose
-
-    def _tighten(self) -> None:
-        """Room is short, though it seemed ample."""
-        if (allocator := self._allocator) is not None and allocator.is_loose:
-            self._may_loosen = False
-            allocator.tighten()
 
     def _record(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._recorder.run(func, args, kwargs, arrived=self.engine.arrived)
@@ -288,7 +261,7 @@ class Session:
         course = self._planner.course_of(followed)
         if followed is not None:
             pace = 1.0 if course is None else course.pace
-            kept = course.kept if course is not None and self._is_loose else 0
+            kept = course.kept if course is not None and self.engine.keeps_freed else 0
             report = replace(
                 report,
                 predicted_seconds=followed.predicted.seconds * pace,
@@ -319,15 +292,12 @@ class Session:
         if log is not None:
             self.measured, self.samples = log.chart(report.seconds, happened.stalls), log.samples
             self.charted = course.outcome
-            if course.is_young and not self._is_loose:
+            if course.is_young:
                 with self._weighing(course):
                     self._planner.learn(course, log, self.measured, needed, happened.lacked, budget)
                 return
-        if self._is_loose:
-            course.kept = needed - course.outcome.timeline.peak
-            if needed > budget - budget // _NARROW:
-                self._tighten()
-            return
+        if not course.outcome.plan.decisions:
+            course.kept = max(0, needed - course.outcome.timeline.peak)
         excess = max(happened.lacked, needed - budget)
         if self._planner.exceeds(course, excess, budget):
             happened.note("re-plan: the step took more memory than planned")
@@ -338,6 +308,7 @@ class Session:
     def _weighing(self, course: Course) -> Iterator[None]:
         """Planning leaves books behind, which are part of what the process holds."""
         self.engine.manager.rest()
+        self.engine.return_freed()
         held = self.engine.used()
         yield
         self._follow(course, lambda: course.slack + self.engine.used() - held)

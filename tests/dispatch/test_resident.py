@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.dispatch.resident import (
+    CAllocator,
     Part,
-    TightAllocator,
     live_tensor_bytes,
     meter_for,
     parts_held,
@@ -121,14 +121,14 @@ def test_on_cuda_the_peak_of_a_step_outlives_the_measurement_of_each_of_its_ops(
 
 TIGHT = """
 import sys, torch
-from penstock.dispatch.resident import CpuMeter, TightAllocator
+from penstock.dispatch.resident import CpuMeter, CAllocator
 MIB = 1 << 20
 meter = CpuMeter()
 torch.ones(1)
 old = [torch.ones(MIB // 8, dtype=torch.uint8) for _ in range(400)]  # 50 MiB in the heap ...
 keep = old[1::2]
 del old                                                              # ... with holes
-allocator = TightAllocator()
+allocator = CAllocator()
 start = meter.resident()
 new = [torch.ones(MIB // 8, dtype=torch.uint8) for _ in range(400)]
 grown = meter.resident() - start
@@ -148,9 +148,9 @@ def test_a_tight_allocator_gives_back_every_second_block() -> None:
 
 
 TRIMMED = """
-from penstock.dispatch.resident import CpuMeter, TightAllocator
+from penstock.dispatch.resident import CpuMeter, CAllocator
 MIB = 1 << 20
-meter, allocator = CpuMeter(), TightAllocator()
+meter, allocator = CpuMeter(), CAllocator()
 blocks = [b"x" * (MIB // 32) for _ in range(32 * 32)]  # 32 MiB in the heap
 last = blocks[-1]
 full = meter.resident()
@@ -226,23 +226,85 @@ def test_a_small_storage_is_held_whole(device: str) -> None:
     assert parts_held(storage) == ((0, 4000),)
 
 
-def test_where_the_c_library_is_not_glibc_it_is_never_loose(
+def test_where_the_c_library_is_not_glibc_nothing_is_known_to_be_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A session learns nothing from steps after which freed memory stays."""
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    allocator = TightAllocator()
-    for change in (allocator.loosen, allocator.tighten, allocator.loosen, allocator.trim):
+    allocator = CAllocator()
+    for change in (allocator.keep, allocator.tighten, allocator.loosen, allocator.trim):
         change()
-        assert not allocator.is_loose
+        assert not allocator.keeps
+
+
+KEEPING = """
+import sys
+if sys.argv[1] == "late":
+    import threading, ctypes
+    libc = ctypes.CDLL(None)  # a thread with an arena of its own, before anybody asked for one
+    libc.malloc.restype = ctypes.c_void_p
+    stop = threading.Event()
+    threading.Thread(target=lambda: (libc.malloc(8192), stop.wait())).start()
+import penstock  # asks for huge pages
+import torch
+from penstock.dispatch.resident import CpuMeter, CAllocator
+MIB = 1 << 20
+meter, allocator = CpuMeter(), CAllocator()
+torch.ones(1)
+
+def filled(less=0):
+    return [torch.ones((n - less) * MIB, dtype=torch.uint8) for n in (40, 24)]
+
+allocator.keep()
+blocks = filled()
+between = torch.ones(MIB // 8, dtype=torch.uint8)  # in use, so that what is freed are holes
+full, grown = meter.resident(), allocator.grown() / MIB if allocator.keeps else 0
+del blocks
+left = allocator.grown() / MIB if allocator.keeps else 0
+freed = full - meter.resident()
+blocks = filled(1)
+again = meter.resident() - full + freed
+del blocks
+with allocator.held_tight() if allocator.keeps else __import__("contextlib").nullcontext():
+    trimmed = full - meter.resident()
+    torch.ones(24 * MIB, dtype=torch.uint8)
+    held_tight = full - meter.resident()
+print(allocator.keeps, *(n / MIB for n in (freed, again, trimmed, held_tight)), grown, left)
+if sys.argv[1] == "late":
+    stop.set()
+"""
+
+
+def kept(when: str) -> tuple[str, list[float]]:
+    done = subprocess.run(
+        [sys.executable, "-c", KEEPING, when], capture_output=True, text=True, check=True
+    )
+    keeps, *told = done.stdout.split()
+    return keeps, list(map(float, told))
+
+
+def test_what_is_kept_is_taken_again_and_goes_back_when_it_is_trimmed() -> None:
+    keeps, (freed, again, trimmed, held_tight, grown, left) = kept("early")
+    assert keeps == "True"
+    assert freed < 1
+    assert again < 2
+    assert trimmed > 60  # of 64
+    assert held_tight > 60
+    assert grown == pytest.approx(64, abs=0.3)
+    assert left == pytest.approx(0, abs=0.3)
+
+
+def test_where_threads_have_heaps_of_their_own_nothing_is_kept() -> None:
+    keeps, (freed, *_) = kept("late")
+    assert keeps == "False"
+    assert freed > 60
 
 
 LOOSE = """
 import penstock  # asks for huge pages
 import torch
-from penstock.dispatch.resident import CpuMeter, TightAllocator
+from penstock.dispatch.resident import CpuMeter, CAllocator
 MIB = 1 << 20
-meter, allocator = CpuMeter(), TightAllocator()
+meter, allocator = CpuMeter(), CAllocator()
 torch.ones(1)
 
 between = []  # in use, so that what is freed are holes

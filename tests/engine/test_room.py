@@ -3,12 +3,15 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from torch import UntypedStorage
 
 from gates import GatedStore
+from penstock.dispatch.resident import CAllocator
 from penstock.engine.engine import Engine
 from penstock.engine.lanes import ThreadLane
 from penstock.engine.program import Program, compile_program
@@ -148,7 +151,8 @@ def test_before_anything_is_evicted_what_is_held_and_free_is_given_back(
 ) -> None:
     kept, given_back = UntypedStorage(MIB), []
     engine._touch(kept)
-    engine._reclaim = lambda: given_back.append(MIB)
+    allocator = SimpleNamespace(keeps=True, trim=lambda: given_back.append(MIB))
+    engine._allocator = cast("CAllocator", allocator)
     meter.held = lambda: BUDGET - sum(given_back)
     engine._tick += 1
     engine._make_room(MIB, "an op", engine._oldest)

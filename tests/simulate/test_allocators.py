@@ -514,10 +514,10 @@ def test_blocks_are_mapped_from_the_size_that_the_engine_sets():
 MEASURED = """
 import json, sys
 import penstock, torch
-from penstock.dispatch.resident import CpuMeter, TightAllocator
+from penstock.dispatch.resident import CpuMeter, CAllocator
 
 torch.set_num_threads(1)
-meter, tight = CpuMeter(), TightAllocator()
+meter, tight = CpuMeter(), CAllocator()
 found = []
 for nbytes in json.loads(sys.argv[1]):
     torch.empty(nbytes, dtype=torch.uint8).fill_(1)

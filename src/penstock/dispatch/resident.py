@@ -1,7 +1,7 @@
 """How much memory the device holds for this process, and how the process gives it back.
 
 On a CPU that is the process's resident set, read from the kernel; it is a true measure only if the
-C allocator returns what is freed, so `TightAllocator` tells it to. On CUDA it is what the
+C allocator returns what is freed, so `CAllocator` tells it to. On CUDA it is what the
 caching allocator has reserved: what it was asked for, and what it keeps for the next request. Only the
 first of these is needed, as far as free blocks fit.
 """
@@ -10,9 +10,11 @@ import ctypes
 import gc
 import mmap
 import os
-from collections.abc import Callable, Iterable
+import resource
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -33,11 +35,13 @@ __all__ = [
 ]
 
 _PAGE = os.sysconf("SC_PAGESIZE")
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -3, -4, -8
 RETURNED_FROM = 64 * 1024
 """Blocks of at least this many bytes go back to the system as soon as they are freed."""
 _MAPPED_AT_MOST, _TOP_PAD = 32 << 20, 128 << 10
 """Bytes: what glibc raises its first threshold to at most (the other is then twice that), its default."""
+_MAPPINGS, _NEVER = 65536, -1
+"""How many blocks glibc maps at most; what turns its trimming off."""
 _HOLE = 1 << 20
 """Bytes together that nobody wrote, from which they are taken notice of."""
 _PRESENT_OR_SWAPPED = np.uint64(3 << 62)
@@ -156,8 +160,20 @@ def meter_for(device: torch.device) -> CpuMeter | CudaMeter:
     return CudaMeter(device) if device.type == "cuda" else CpuMeter()
 
 
-class TightAllocator:
-    """While it is tight, the C library returns large freed blocks to the system at once.
+class _MallocInfo(ctypes.Structure):
+    """What glibc's mallinfo2 tells, in bytes."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+class CAllocator:
+    """The C library's allocator. While it is tight, it returns large freed blocks to the system at once.
 
     Without this the resident set hardly falls when tensors die, and says nothing about them. Does
     nothing where the C library is not glibc.
@@ -166,12 +182,14 @@ class TightAllocator:
     heap stays resident. So the holes that earlier allocations left are plugged: with blocks that
     nobody touches, which cost no memory.
 
-    What was returned is taken again at the price of its page faults, up to half of a step's time:
-    where memory is not short, `loosen` it.
+    What was returned is taken again at the price of its page faults, up to half of a step's time. So
+    it may `keep` what is freed, and be told to `trim` it where room is short.
     """
 
     def __init__(self) -> None:
-        self.is_loose = False
+        self._mode: Literal["tight", "keeping", "loose"] = "loose"
+        self._may_keep = False
+        self._handed_out = 0  # bytes, when it began to keep
         self._plugs: list[int] = []
         self._is_glibc = False
         try:
@@ -183,23 +201,75 @@ class TightAllocator:
         self._libc.malloc.restype = ctypes.c_void_p
         self._libc.malloc.argtypes = [ctypes.c_size_t]
         self._libc.free.argtypes = [ctypes.c_void_p]
+        self._libc.sbrk.restype = ctypes.c_void_p
+        self._libc.sbrk.argtypes = [ctypes.c_ssize_t]
         self._libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        self._heap = _heap()
         # One arena: threads would otherwise each keep free blocks of their own.
         self._libc.mallopt(_M_ARENA_MAX, 1)
-        self._return_what_is_free()
+        # Holes in the heap count against a limit of the process's data, whoever holds them.
+        is_limited = resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
+        if hasattr(self._libc, "mallinfo2") and not is_limited:
+            self._libc.mallinfo2.restype = _MallocInfo
+            self._may_keep = self._is_only_heap()
+        self.tighten()
 
-    def tighten(self) -> None:
-        """Return what is free, and from now on whatever is freed. Idempotent."""
-        if self.is_loose:
-            self.is_loose = False
+    @property
+    def keeps(self) -> bool:
+        """Does it keep what is freed?"""
+        return self._mode == "keeping"
+
+    def tighten(self, *, for_good: bool = False) -> None:
+        """Return what is free, and from now on whatever is freed. Idempotent.
+
+        `for_good`: it will not `keep` anything again.
+        """
+        self._may_keep &= not for_good
+        if self._mode != "tight" and self._is_glibc:
+            self._mode = "tight"
             self._return_what_is_free()
 
+    def keep(self) -> None:
+        """Keep all that is freed for what is taken next, until `trim`. Idempotent.
+
+        It stays tight where the system limits the process's data, and where threads have heaps of
+        their own, of which glibc gives back but a part.
+        """
+        if self._may_keep and self._mode != "keeping":
+            self._begin_to_keep()
+            self._handed_out = self._bytes_handed_out()
+
+    def _begin_to_keep(self) -> None:
+        self._mode = "keeping"
+        self._set(mapped_from=_MAPPED_AT_MOST, trimmed_from=_NEVER, top_pad=_TOP_PAD, maps=0)
+        self._unplug()
+
+    @contextmanager
+    def held_tight(self) -> Iterator[None]:
+        """What is freed meanwhile goes back at once, though all else is kept."""
+        self._mode = "tight"
+        self._return_what_is_free()
+        try:
+            yield
+        finally:
+            self._begin_to_keep()
+
+    def grown(self) -> int:
+        """Bytes that were handed out since it began to keep, less those that were freed."""
+        return self._bytes_handed_out() - self._handed_out
+
+    def _is_only_heap(self) -> bool:
+        """Does what threads take come from the heap that `trim` gives back?"""
+        others = self._libc.mallinfo2().arena - (self._libc.sbrk(0) - self._heap)
+        return bool(others < RETURNED_FROM)
+
+    def _bytes_handed_out(self) -> int:
+        told = self._libc.mallinfo2()
+        return int(told.uordblks + told.hblkhd)
+
     def _return_what_is_free(self) -> None:
-        self._returning_from(RETURNED_FROM)
-        # Or the header of a plug takes 2 MiB, and the system makes such pages of what was given back.
-        for begin, end in _heap():
-            self._libc.madvise(begin, end - begin, mmap.MADV_NOHUGEPAGE)
-        self._libc.malloc_trim(0)
+        self._set(mapped_from=RETURNED_FROM, trimmed_from=RETURNED_FROM, top_pad=0)
+        self.trim()
         size = 1 << 30
         while size >= RETURNED_FROM:  # large plugs first: each touches the page of its header
             block = self._libc.malloc(size)
@@ -210,33 +280,46 @@ class TightAllocator:
             size //= 2
 
     def trim(self) -> None:
-        """Give back what was freed below blocks that are still in use: that does not go by itself."""
+        """Give back what was freed below blocks that are still in use: that does not go by itself.
+
+        No huge pages any more where they are not asked for again: what was given back would come back as
+        such with the first byte next to it, as a plug's header is, or by the system's own doing.
+        """
         if self._is_glibc:
+            begin, end = self._heap, self._libc.sbrk(0)
+            self._libc.madvise(begin, end - begin, mmap.MADV_NOHUGEPAGE)
             self._libc.malloc_trim(0)
 
     def loosen(self) -> None:
-        """Keep what is freed for what is taken next, as glibc itself comes to do. Idempotent."""
-        if self.is_loose or not self._is_glibc:
-            return
-        self.is_loose = True
-        self._returning_from(_MAPPED_AT_MOST)
+        """Do as glibc itself comes to do: keep most of what is freed. Idempotent."""
+        if self._mode != "loose":
+            self.trim()
+            self._mode = "loose"
+            most = _MAPPED_AT_MOST
+            self._set(mapped_from=most, trimmed_from=2 * most, top_pad=_TOP_PAD)
+            self._unplug()
+
+    def _unplug(self) -> None:
         while self._plugs:
             self._libc.free(self._plugs.pop())
 
-    def _returning_from(self, nbytes: int) -> None:
-        self._libc.mallopt(_M_MMAP_THRESHOLD, nbytes)
-        self._libc.mallopt(_M_TRIM_THRESHOLD, 2 * nbytes if self.is_loose else nbytes)
-        self._libc.mallopt(_M_TOP_PAD, _TOP_PAD if self.is_loose else 0)
+    def _set(
+        self, *, mapped_from: int, trimmed_from: int, top_pad: int, maps: int = _MAPPINGS
+    ) -> None:
+        self._libc.mallopt(_M_MMAP_THRESHOLD, mapped_from)
+        self._libc.mallopt(_M_TRIM_THRESHOLD, trimmed_from)
+        self._libc.mallopt(_M_TOP_PAD, top_pad)
+        self._libc.mallopt(_M_MMAP_MAX, maps)
 
 
-def _heap() -> list[Part]:
-    """The addresses of glibc's first arena, which holds all that has no mapping of its own."""
+def _heap() -> int:
+    """Where glibc's first arena begins, which holds all that has no mapping of its own; 0: not known."""
     try:
         with open("/proc/self/maps") as maps:
-            ranges = [line.split()[0] for line in maps if line.endswith("[heap]\n")]
+            found = next((line for line in maps if line.endswith("[heap]\n")), "0-")
     except OSError:
-        return []
-    return [(int(begin, 16), int(end, 16)) for begin, end in (one.split("-") for one in ranges)]
+        return 0
+    return int(found.partition("-")[0], 16)
 
 
 def _is_mapped(block: int) -> bool:

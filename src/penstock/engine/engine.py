@@ -24,7 +24,7 @@ from torch._ops import OpOverload
 
 from penstock.dispatch.clock import Clock, in_backward
 from penstock.dispatch.generators import draw_of, rewind
-from penstock.dispatch.resident import Meter
+from penstock.dispatch.resident import CAllocator, Meter
 from penstock.dispatch.schema import facts_of, tensors_in
 from penstock.dispatch.storage import CAN_SWAP, StorageRef, key_of, lies_on, storage_of
 from penstock.engine.lanes import Copy
@@ -45,7 +45,7 @@ from penstock.ir.schedule import (
     TransferId,
     Wait,
 )
-from penstock.ir.trace import ValueId
+from penstock.ir.trace import Op, ValueId
 from penstock.simulate.least import MOVABLE_FROM
 
 __all__ = ["Engine", "Execute", "Happened"]
@@ -56,6 +56,8 @@ _UNKNOWN_NEED = 1 << 20
 """Bytes to make room for when a failed allocation does not say how many it wanted."""
 _UNPLANNED = 4 << 20
 """Bytes that a process takes now and then for what is no tensor."""
+_ROUNDED = 4 << 20
+"""Bytes that blocks cut from what is kept take more than they have: huge pages at both ends."""
 _READING = frozenset(
     {
         *("saved_tensors", "untyped_storage", "const_data_ptr"),
@@ -91,7 +93,7 @@ class Engine:
     """Executes calls for one device under a budget.
 
     `base` is what `meter` reads when no tensor lives on the device: the budget counts from there.
-    `reclaim` gives back memory that is held and free: asked before anything is evicted for want of room.
+    `allocator` may keep what is freed; it has to give it back before anything is evicted for want of room.
     `rebase`: read it again when the first large tensor is made, so that what a script imports before
     does not count.
     """
@@ -105,7 +107,7 @@ class Engine:
         base: int,
         *,
         verify: bool = False,
-        reclaim: Callable[[], None] = lambda: None,
+        allocator: CAllocator | None = None,
         rebase: bool = False,
     ) -> None:
         self.device, self.budget, self.meter, self.base = device, budget, meter, base
@@ -120,7 +122,9 @@ class Engine:
         self.log: Log | None = None  # of the step that runs, if it is to be charted
         self.program: Program | None = None
         self.candidates: tuple[Program, ...] = ()  # programs for all shapes of the step
-        self._reclaim, self._rebase = reclaim, rebase
+        self._allocator, self._rebase = allocator, rebase
+        self._spare = 0  # bytes missing, from which what is free and kept goes back; mostly below 0
+        self._held_before = 0  # bytes, when the allocator began to keep
         self.tolerant = False  # recording: note an overrun and go on
         self.arrived = 0.0  # when the served call that runs now came in
         self._execute: Execute = _call
@@ -219,6 +223,9 @@ class Engine:
         self._funcs = (*program.funcs, None)
         self._bare = (None,) * len(self._funcs) if self.log is not None else program.bare
         self._instructions = program.instructions
+        # What a plan was said to take it does take; one that evicts nothing has all of the budget.
+        predicted = program.predicted.peak if program.plan.decisions else self.budget
+        self._spare = min(predicted, self.budget) - self.budget - _ROUNDED
         self._index = index
         self.handler = self.follow
         for value, ref in program.initial.items():
@@ -314,10 +321,13 @@ class Engine:
         if self._absent or self._ahead:
             self._attend(args, kwargs)
             self._heed_writes(func, args, kwargs)
+        is_cramped = False
         if (instruction.need or instruction.unsure) and self.device.type == "cpu":
             need = instruction.need
             if instruction.unsure:
                 need = max(need, output_bytes(func, facts_of(func), args, kwargs, self.device))
+            scratch = 0 if self.program is None else self.program.trace.ops[index].workspace
+            is_cramped = self._make_way(need, scratch)
             lacking = self._lacking(need)
             if lacking > self.budget // 100:
                 self.happened.lacked = max(self.happened.lacked, lacking)
@@ -334,13 +344,17 @@ class Engine:
             self._capture(index, func, args, kwargs, sources, draw)
         begun = self._now()
         try:
-            result = func(*args, **kwargs)
+            if is_cramped and self._allocator is not None:
+                with self._allocator.held_tight():
+                    result = func(*args, **kwargs)
+            else:
+                result = func(*args, **kwargs)
         except RuntimeError as error:
             if draw is not None:
                 rewind(draw)
             result = self._retry(error, func, args, kwargs)
         if self.log is not None:
-            self.log.ran(index, begun, self.used())
+            self.log.ran(index, begun, self._in_use_now())
         if instruction.writes and sources is not None:
             self._bind_results(instruction, index, func, args, kwargs, sources, result)
         for row, following in instruction.after:
@@ -428,7 +442,7 @@ class Engine:
         if self._rebase and need >= MOVABLE_FROM:
             self.base, self._rebase = self.meter.used(), False
             self.meter.reset_peak()
-        if self._lacking(need) > 0:
+        if self._still_lacking(need) > 0:
             self._make_room(need, facts.name, self._oldest)
         draw = draw_of(kwargs, self.device) if facts.random else None
         try:
@@ -495,10 +509,51 @@ class Engine:
         """Bytes of the device's memory that its tiers fill, which are not the step's."""
         return sum(tier.store.footprint() for tier in self.manager.tiers.values())
 
+    @property
+    def keeps_freed(self) -> bool:
+        """May what is freed stay with the process, and count as used?"""
+        return self._allocator is not None and self._allocator.keeps
+
+    def keep_freed(self) -> None:
+        """From now on, and as long as there is room, what is freed stays: taking it again costs time."""
+        if self._allocator is not None and not self._allocator.keeps:
+            self._held_before = self.used()
+            self._allocator.keep()
+
+    def return_freed(self, *, for_good: bool = False) -> None:
+        """What is freed goes back, and counts no more. `for_good`: `keep_freed` will do nothing."""
+        if self._allocator is not None:
+            self._allocator.tighten(for_good=for_good)
+
+    def _make_way(self, nbytes: int, scratch: int = 0) -> bool:
+        """Give back what is free, if `nbytes` more might lead above what the plan was said to take.
+
+        `scratch`: those of them that the call frees again. It may be in several pieces, one after the
+        other: is there too little room for all to be kept, as far as anyone knows?
+        """
+        if not self.keeps_freed or self._lacking(nbytes) + self.manager.arriving() <= self._spare:
+            return False
+        self._reclaim()
+        all_at_once = self._lacking(nbytes + scratch) + self.manager.arriving()
+        return scratch > 0 and all_at_once > self._spare
+
+    def _reclaim(self) -> bool:
+        """Give back what is free now; was there perhaps anything?"""
+        if self._allocator is None or not self._allocator.keeps:
+            return False
+        self._allocator.trim()
+        return True
+
+    def _in_use_now(self) -> int:
+        """`used`, without what is free and kept."""
+        if self._allocator is None or not self._allocator.keeps:
+            return self.used()
+        return self._held_before + self._allocator.grown()
+
     def _make_room(self, nbytes: int, op: str, victims: Callable[[], list[Resident]]) -> None:
         """Evict `victims`, first come first gone, until `nbytes` more fit; if none are left, overrun."""
         self._clear(nbytes, victims)
-        if (lacking := self._lacking(nbytes)) > 0:
+        if (lacking := self._still_lacking(nbytes)) > 0:
             self._overrun(lacking, op)
 
     def _lacking(self, nbytes: int) -> int:
@@ -506,16 +561,20 @@ class Engine:
         promised = self.manager.promised() if self.device.type == "cpu" else 0  # a GPU's are taken
         return self.used() + promised + nbytes - self.budget
 
+    def _still_lacking(self, nbytes: int) -> int:
+        """`_lacking`, without what is free and kept."""
+        lacking = self._lacking(nbytes)
+        return self._lacking(nbytes) if lacking > 0 and self._reclaim() else lacking
+
     def _clear(self, nbytes: int, victims: Callable[[], list[Resident]]) -> None:
         """Let leave what is leaving, oldest first, then evict, as long as `nbytes` more do not fit."""
         start = time.perf_counter()
-        self._reclaim()
         for copy in self.manager.leaving():
-            if self._lacking(nbytes) <= 0:
+            if self._still_lacking(nbytes) <= 0:
                 break
             copy.drain()
         self.happened.fetch_seconds += time.perf_counter() - start
-        if (lacking := self._lacking(nbytes)) > 0:
+        if (lacking := self._still_lacking(nbytes)) > 0:
             self._evict(victims(), lacking)
 
     def _farthest(self, index: int) -> list[Resident]:
@@ -594,6 +653,7 @@ class Engine:
             raise error
         facts = facts_of(func)
         self._in_use = self._keys(args, kwargs)
+        self.return_freed(for_good=True)  # the system refuses more: holes are in its way
         while not facts.mutates:
             before = len(self._absent)
             self._evict(self._oldest(), wanted)
@@ -645,6 +705,7 @@ class Engine:
                 if copy is not None:
                     self._copies[action.transfer] = copy
                     self._log_copy(row, copy)
+                    self._make_way(0)
             case Wait():
                 self._await(action)
                 if self.log is not None:
@@ -752,6 +813,13 @@ class Engine:
                 self.manager.bring_back(resident, self._room_for_fetch)
             return storage
 
+        def prepare(op: Op) -> None:
+            if self.keeps_freed:
+                fresh = sum(
+                    program.trace.values[value].nbytes for value in program.trace.fresh[op.index]
+                )
+                self._make_way(fresh + op.workspace)
+
         wanted = list(wanted)
         try:
             while True:
@@ -763,6 +831,7 @@ class Engine:
                         program.trace.previous_version,
                         source,
                         self.device,
+                        prepare,
                         self._now,
                         note,
                     )
@@ -890,7 +959,7 @@ class Engine:
 
     def _room_for_fetch(self, nbytes: int) -> None:
         # The plan, if there is one, has no room for what it did not foresee.
-        if self._lacking(nbytes) > 0:
+        if self._still_lacking(nbytes) > 0:
             # `_index` is the op after the one that is being prepared. What was touched longest ago
             # would be wrong here: in backward and in the optimizer that is often what comes next.
             is_known, index = self.is_following, self._index - 1
@@ -899,6 +968,7 @@ class Engine:
     def _room_at_any_rate(self, nbytes: int) -> None:
         """There was no memory for a copy in, whatever the budget says: what is free is in pieces."""
         self.happened.note("retry: a value that comes back found no memory")
+        self.return_freed(for_good=True)
         self._evict(self._oldest(), nbytes)
 
     def _bind(self, value: ValueId, storage: UntypedStorage) -> None:

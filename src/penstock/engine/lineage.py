@@ -113,6 +113,7 @@ def run_again(
     replaced: dict[ValueId, ValueId],
     source: Callable[[ValueId], UntypedStorage],
     device: torch.device,
+    prepare: Callable[[Op], None] = lambda op: None,
     now: Callable[[], Moment] = time.perf_counter,
     note: Callable[[int, Moment], None] = lambda place, begun: None,
 ) -> dict[ValueId, UntypedStorage]:
@@ -120,8 +121,8 @@ def run_again(
 
     `fresh` are the values with storages of their own that each op makes; `replaced` says which
     version an in-place write overwrites; `source` gives the storage of a value that is not made
-    here, its bytes in place; `note(place, begun)` is called after each call, with its place among them
-    and what `now` said before it. `device` is the one whose values count.
+    here, its bytes in place; `prepare(op)` is called before each call, and `note(place, begun)` after
+    it, with its place among them and what `now` said before it. `device` is the one whose values count.
     """
     keep = set(wanted)
     last_read = {view.value: index for index, call in enumerate(calls) for view in _views(call)}
@@ -133,6 +134,7 @@ def run_again(
     for index, call in enumerate(calls):
         args = _fill(call.args, storage_for)
         kwargs = _fill(call.kwargs, storage_for)
+        prepare(call.op)
         begun = now()
         replay = replaying(call.draw) if call.draw is not None else nullcontext()
         with torch.set_grad_enabled(call.with_grad), replay:

@@ -121,7 +121,7 @@ class ResidencyManager:
         # Told how many bytes an allocation did not find for which there should have been room.
         self.when_short: Callable[[int], None] = lambda nbytes: None
         self._verify = verify
-        self._incoming: deque[Copy] = deque()  # copies in; those that have begun go in time
+        self._incoming: deque[Copy] = deque()  # copies in; those that have ended go in time
         self._orphans: deque[tuple[Copy, MountedTier]] = deque()  # copies whose storage died
         self._vacated: deque[tuple[Extent, MountedTier]] = deque()  # space of storages that died
 
@@ -262,7 +262,7 @@ class ResidencyManager:
             after=tuple(after),
         )
         resident.copy, resident.place = copy, Place.ARRIVING
-        self._forget_begun()
+        self._forget_ended()
         self._incoming.append(copy)
         resident.tier.back.put(copy)
         self.statistics.prefetches += 1
@@ -271,13 +271,19 @@ class ResidencyManager:
 
     def promised(self) -> int:
         """Bytes that copies in will take when they begin, beyond those that they wait to be freed."""
-        self._forget_begun()
+        self._forget_ended()
         coming = [copy for copy in self._incoming if not copy.has_begun()]
         freed = {id(out): out.moved for copy in coming for out in copy.after if not out.is_done()}
         return max(0, sum(copy.moved for copy in coming) - sum(freed.values()))
 
-    def _forget_begun(self) -> None:
-        while self._incoming and self._incoming[0].has_begun():
+    def arriving(self) -> int:
+        """Bytes of copies in that have begun and not ended: nobody knows how many have memory by now."""
+        self._forget_ended()
+        begun = (copy for copy in self._incoming if copy.has_begun() and not copy.is_done())
+        return sum(copy.moved for copy in begun)
+
+    def _forget_ended(self) -> None:
+        while self._incoming and self._incoming[0].is_done():
             self._incoming.popleft()
 
     def leaving(self) -> list[Copy]:

@@ -1,4 +1,4 @@
-"""A model of glibc's malloc as `TightAllocator` sets it (dispatch/resident.py), below torch's
+"""A model of glibc's malloc as `CAllocator` sets it (dispatch/resident.py), below torch's
 c10/core/impl/alloc_cpu.cpp.
 
 Assumes that every byte of a block is touched. Huge pages then change nothing: the kernel maps one
