@@ -207,9 +207,10 @@ class CAllocator:
         self._heap = _heap()
         # One arena: threads would otherwise each keep free blocks of their own.
         self._libc.mallopt(_M_ARENA_MAX, 1)
-        # Holes in the heap count against a limit of the process's data, whoever holds them.
-        is_limited = resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
-        if hasattr(self._libc, "mallinfo2") and not is_limited:
+        # Holes in the heap count against limits of the process's data and of its addresses.
+        limits = (resource.RLIMIT_DATA, resource.RLIMIT_AS)
+        is_limited = any(resource.getrlimit(one)[0] != resource.RLIM_INFINITY for one in limits)
+        if hasattr(self._libc, "mallinfo2") and self._heap and not is_limited:
             self._libc.mallinfo2.restype = _MallocInfo
             self._may_keep = self._is_only_heap()
         self.tighten()
@@ -232,8 +233,8 @@ class CAllocator:
     def keep(self) -> None:
         """Keep all that is freed for what is taken next, until `trim`. Idempotent.
 
-        It stays tight where the system limits the process's data, and where threads have heaps of
-        their own, of which glibc gives back but a part.
+        It stays tight where the system limits the process's data or addresses, and where threads have
+        heaps of their own, of which glibc gives back but a part.
         """
         if self._may_keep and self._mode != "keeping":
             self._begin_to_keep()
@@ -286,8 +287,9 @@ class CAllocator:
         such with the first byte next to it, as a plug's header is, or by the system's own doing.
         """
         if self._is_glibc:
-            begin, end = self._heap, self._libc.sbrk(0)
-            self._libc.madvise(begin, end - begin, mmap.MADV_NOHUGEPAGE)
+            if self._heap:
+                nbytes = self._libc.sbrk(0) - self._heap
+                self._libc.madvise(self._heap, nbytes, mmap.MADV_NOHUGEPAGE)
             self._libc.malloc_trim(0)
 
     def loosen(self) -> None:
