@@ -56,6 +56,8 @@ _UNKNOWN_NEED = 1 << 20
 """Bytes to make room for when a failed allocation does not say how many it wanted."""
 _UNPLANNED = 4 << 20
 """Bytes that a process takes now and then for what is no tensor."""
+_KEPT_SHARE = 2
+"""One byte for so many that a plan takes is kept, where all are: hardly any step gains by more."""
 _ROUNDED = 4 << 20
 """Bytes that blocks cut from what is kept take more than they have: huge pages at both ends."""
 _READING = frozenset(
@@ -223,9 +225,11 @@ class Engine:
         self._funcs = (*program.funcs, None)
         self._bare = (None,) * len(self._funcs) if self.log is not None else program.bare
         self._instructions = program.instructions
-        # What a plan was said to take it does take; one that evicts nothing has all of the budget.
-        predicted = program.predicted.peak if program.plan.decisions else self.budget
-        self._spare = min(predicted, self.budget) - self.budget - _ROUNDED
+        # What a plan was said to take it does take; one that evicts nothing half as much again.
+        most = program.predicted.peak
+        if not program.plan.decisions:
+            most += most // _KEPT_SHARE
+        self._spare = min(most, self.budget) - self.budget - _ROUNDED
         self._index = index
         self.handler = self.follow
         for value, ref in program.initial.items():
