@@ -253,7 +253,8 @@ class CAllocator:
         try:
             yield
         finally:
-            self._begin_to_keep()
+            if self._may_keep:  # unless the system refused memory meanwhile
+                self._begin_to_keep()
 
     def grown(self) -> int:
         """Bytes that were handed out since it began to keep, less those that were freed."""
