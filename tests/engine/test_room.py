@@ -191,6 +191,24 @@ def test_a_copy_that_is_under_way_takes_its_room_although_it_does_not_hold_it_ye
     assert engine.manager.arriving() == 0
 
 
+def test_what_a_copy_in_waited_for_is_given_back_before_it_takes_its_memory(
+    engine: Engine, store: GatedStore, meter: Reading
+) -> None:
+    going, returning = UntypedStorage(3 * MIB), UntypedStorage(2 * MIB)
+    coming = engine.manager.meet(returning)
+    engine.manager.settle(engine.manager.evict(coming, "host"))
+    given_back = keeping(engine)
+    store.writes.clear()
+    out = engine.manager.evict(engine.manager.meet(going), "host")
+    copy = engine.manager.prefetch(coming, [out])
+    assert copy is not None
+    meter.held = lambda: BUDGET - MIB  # as if what has left were kept
+    assert given_back == []
+    store.writes.set()
+    copy.wait()
+    assert given_back == [MIB]
+
+
 def test_before_anything_is_evicted_what_is_held_and_free_is_given_back(
     engine: Engine, meter: Reading
 ) -> None:

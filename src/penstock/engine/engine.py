@@ -115,6 +115,7 @@ class Engine:
         self.device, self.budget, self.meter, self.base = device, budget, meter, base
         self.manager = ResidencyManager(tiers, verify=verify)
         self.manager.when_short = self._room_at_any_rate
+        self.manager.make_way = self._make_way_in_lane
         self.clock: Clock | None = None  # which hands every call to `handler`
         self._lock = threading.RLock()
         self._is_shared = False  # do other threads use tensors, or make calls of the step?
@@ -540,6 +541,11 @@ class Engine:
         self._reclaim()
         all_at_once = self._lacking(nbytes + scratch) + self.manager.arriving()
         return scratch > 0 and all_at_once > self._spare
+
+    def _make_way_in_lane(self, nbytes: int) -> None:
+        """The same, on the lane's thread, before a copy in takes its memory: what it awaited is free."""
+        if self.keeps_freed and self.used() + nbytes - self.budget > self._spare:
+            self._reclaim()
 
     def _reclaim(self) -> bool:
         """Give back what is free now; was there perhaps anything?"""

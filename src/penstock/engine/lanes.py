@@ -14,7 +14,7 @@ the peak is not bounded. Events belong to the copy, and whoever frees or reads i
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Protocol
@@ -39,6 +39,7 @@ class Copy:
         "_done",
         "_handing_over",
         "_lender",
+        "_make_way",
         "after",
         "begun",
         "device",
@@ -68,10 +69,12 @@ class Copy:
         parts: Sequence[Part] | None = None,
         after: Sequence["Copy"] = (),
         lender: UntypedStorage | None = None,
+        make_way: Callable[[int], None] = lambda nbytes: None,
     ) -> None:
         self.nbytes, self.extent, self.holder, self.inward = nbytes, extent, holder, inward
         self.parts = whole(nbytes) if parts is None else parts  # of the storage: what is moved
         self.after = tuple(after)  # copies that must have ended before this one starts
+        self._make_way = make_way  # for so many bytes; called by whoever carries it
         # By time.perf_counter; 0: not yet. On a stream: of the request; see `begun` and `finished`.
         self.started = self.ended = 0.0
         self.error: BaseException | None = None
@@ -150,6 +153,8 @@ class Copy:
 
     def take_memory(self, device: torch.device) -> None:
         """Have memory to copy into, of the device's current stream."""
+        if self.holder is None or self.holder.nbytes() != self.nbytes:
+            self._make_way(self.moved)
         if self.holder is None:
             self.holder = UntypedStorage(self.nbytes, device=device)
         elif self.holder.nbytes() != self.nbytes:

@@ -120,6 +120,8 @@ class ResidencyManager:
         self.statistics = Statistics()
         # Told how many bytes an allocation did not find for which there should have been room.
         self.when_short: Callable[[int], None] = lambda nbytes: None
+        # Told how many bytes a copy in takes next, on the thread that carries it.
+        self.make_way: Callable[[int], None] = lambda nbytes: None
         self._verify = verify
         self._incoming: deque[Copy] = deque()  # copies in; those that have ended go in time
         self._orphans: deque[tuple[Copy, MountedTier]] = deque()  # copies whose storage died
@@ -260,6 +262,7 @@ class ResidencyManager:
             inward=True,
             parts=resident.parts,
             after=tuple(after),
+            make_way=self.make_way,
         )
         resident.copy, resident.place = copy, Place.ARRIVING
         self._forget_ended()
