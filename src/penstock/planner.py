@@ -7,6 +7,7 @@ values. From the first chart a new plan is made, from the others a better predic
 
 from collections import deque
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,7 @@ class Course:
         factor = now / before if before else 1.0
         self.steps = deque((seconds * factor for seconds in self.steps), self.steps.maxlen)
 
-    @property
+    @cached_property
     def is_dense(self) -> bool:
         """Is nearly all of its values written to? What is not has no memory only if that is fresh."""
         values = self.recording.trace.values

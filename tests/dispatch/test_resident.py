@@ -257,14 +257,14 @@ def filled(less=0):
 allocator.keep()
 blocks = filled()
 between = torch.ones(MIB // 8, dtype=torch.uint8)  # in use, so that what is freed are holes
-full, grown = meter.resident(), allocator.grown() / MIB if allocator.keeps else 0
+full, grown = meter.resident(), allocator.grown() / MIB
 del blocks
-left = allocator.grown() / MIB if allocator.keeps else 0
+left = allocator.grown() / MIB
 freed = full - meter.resident()
 blocks = filled(1)
 again = meter.resident() - full + freed
 del blocks
-with allocator.held_tight() if allocator.keeps else __import__("contextlib").nullcontext():
+with allocator.held_tight():
     trimmed = full - meter.resident()
     torch.ones(24 * MIB, dtype=torch.uint8)
     held_tight = full - meter.resident()

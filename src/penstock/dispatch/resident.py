@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _PAGE = os.sysconf("SC_PAGESIZE")
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -3, -4, -8
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
 RETURNED_FROM = 64 * 1024
 """Blocks of at least this many bytes go back to the system as soon as they are freed."""
 _MAPPED_AT_MOST, _TOP_PAD = 32 << 20, 128 << 10
@@ -48,7 +48,7 @@ _PRESENT_OR_SWAPPED = np.uint64(3 << 62)
 """What /proc/self/pagemap says of a page that was written to: here, or with the system's swap."""
 
 Part = tuple[int, int]
-"""Some bytes of a storage, or of memory: where they begin and end."""
+"""Some bytes of a storage: where they begin and end."""
 
 
 class Meter(Protocol):
@@ -205,8 +205,6 @@ class CAllocator:
         self._libc.sbrk.argtypes = [ctypes.c_ssize_t]
         self._libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         self._heap = _heap()
-        # One arena: threads would otherwise each keep free blocks of their own.
-        self._libc.mallopt(_M_ARENA_MAX, 1)
         # Holes in the heap count against limits of the process's data and of its addresses.
         limits = (resource.RLIMIT_DATA, resource.RLIMIT_AS)
         is_limited = any(resource.getrlimit(one)[0] != resource.RLIM_INFINITY for one in limits)

@@ -258,7 +258,7 @@ class Engine:
             resident = self._bound.get(value)
             if resident is None or resident.place is Place.HERE or value in away:
                 continue
-            if self.used() + resident.held <= self.budget:
+            if self._still_lacking(resident.held) <= 0:
                 self.manager.bring_back(resident, self._room_for_fetch)
 
     # -- following ---------------------------------------------------------------------------
@@ -331,8 +331,7 @@ class Engine:
             need = instruction.need
             if instruction.unsure:
                 need = max(need, output_bytes(func, facts_of(func), args, kwargs, self.device))
-            scratch = 0 if self.program is None else self.program.trace.ops[index].workspace
-            is_cramped = self._make_way(need, scratch)
+            is_cramped = self._make_way(need, instruction.scratch)
             lacking = self._lacking(need)
             if lacking > self.budget // 100:
                 self.happened.lacked = max(self.happened.lacked, lacking)
@@ -539,8 +538,9 @@ class Engine:
         if not self.keeps_freed or self._lacking(nbytes) + self.manager.arriving() <= self._spare:
             return False
         self._reclaim()
-        all_at_once = self._lacking(nbytes + scratch) + self.manager.arriving()
-        return scratch > 0 and all_at_once > self._spare
+        if not scratch:
+            return False
+        return self._lacking(nbytes + scratch) + self.manager.arriving() > self._spare
 
     def _make_way_in_lane(self, nbytes: int) -> None:
         """The same, on the lane's thread, before a copy in takes its memory: what it awaited is free."""
@@ -663,10 +663,9 @@ class Engine:
             raise error
         facts = facts_of(func)
         self._in_use = self._keys(args, kwargs)
-        self.return_freed(for_good=True)  # the system refuses more: holes are in its way
         while not facts.mutates:
             before = len(self._absent)
-            self._evict(self._oldest(), wanted)
+            self._evict_at_any_rate(wanted)
             if len(self._absent) == before:
                 break
             if self.is_following:
@@ -849,7 +848,7 @@ class Engine:
                     if (missing := _bytes_wanted(error)) is None:
                         raise
                     before = len(self._absent)
-                    self._evict(self._oldest(), missing)
+                    self._evict_at_any_rate(missing)
                     if len(self._absent) == before:
                         raise self._budget_error(missing, "a recomputation") from error
         finally:
@@ -978,6 +977,10 @@ class Engine:
     def _room_at_any_rate(self, nbytes: int) -> None:
         """There was no memory for a copy in, whatever the budget says: what is free is in pieces."""
         self.happened.note("retry: a value that comes back found no memory")
+        self._evict_at_any_rate(nbytes)
+
+    def _evict_at_any_rate(self, nbytes: int) -> None:
+        """The system refused so many bytes: holes of what was kept are in its way, too."""
         self.return_freed(for_good=True)
         self._evict(self._oldest(), nbytes)
 

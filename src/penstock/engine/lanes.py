@@ -153,11 +153,12 @@ class Copy:
 
     def take_memory(self, device: torch.device) -> None:
         """Have memory to copy into, of the device's current stream."""
-        if self.holder is None or self.holder.nbytes() != self.nbytes:
-            self._make_way(self.moved)
+        if self.holder is not None and self.holder.nbytes() == self.nbytes:
+            return
+        self._make_way(self.moved)
         if self.holder is None:
             self.holder = UntypedStorage(self.nbytes, device=device)
-        elif self.holder.nbytes() != self.nbytes:
+        else:
             self.holder.resize_(self.nbytes)
 
     def take_over(self, holder: UntypedStorage) -> None:

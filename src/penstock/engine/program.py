@@ -72,6 +72,7 @@ class Instruction:
     captures: bool = False  # some lineage runs the op again
     random: bool = False
     need: int = 0  # bytes that the op takes while it runs, if they are many
+    scratch: int = 0  # those of them that it frees again
     unsure: bool = False  # they depend on data: ask again
 
 
@@ -196,6 +197,7 @@ def compile_program(
             op.index in repeated,
             op.random,
             need if need >= bound_from else 0,
+            op.workspace if need >= bound_from else 0,
             op.index in unsure,
         )
         instructions.append(None if instruction == Instruction() else instruction)
