@@ -116,7 +116,8 @@ def test_what_is_freed_stays_once_a_plan_is_known_and_the_budget_holds(budget: s
     keeps, reports = found.keeps, found.compared.reports
     planned = [report.mode for report in reports].index("planned")
     assert planned + CHARTED <= keeps.index(True) <= planned + CHARTED + 2
-    assert all(keeps[keeps.index(True) :])
+    # But for one step: what these saved is learnt, and planned with.
+    assert keeps[keeps.index(True) :].count(False) <= 1
     assert max(report.peak for report in reports[2:]) < found.compared.budget * 1.03 + FIXED
     assert reports[-1].predicted_peak == pytest.approx(reports[-1].peak, rel=0.05)
 

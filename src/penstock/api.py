@@ -74,8 +74,8 @@ def calibrate(
     """This machine, measured: its tiers, and what ops cost on it. Takes two minutes or three.
 
     `on_model(label, done, of)` hears of each small model before it is trained. On a CPU the costs
-    are those of a session: freed memory goes back to the system. Raises `UsageError` and `TierError`
-    as `fit` does.
+    are those of a session: freed memory goes back to the system, or stays. Raises `UsageError` and
+    `TierError` as `fit` does.
     """
     place = device_of(device)
     settle()
@@ -85,7 +85,9 @@ def calibrate(
         facts = tuple(one.store.probe() for one in mounted)
         if place.type == "cpu":  # a GPU's copies take none of its compute
             facts = tuple(with_drag(m.store, tier) for m, tier in zip(mounted, facts, strict=True))
-        return calibrated(describe(place, facts), place, meter_for(place), on_model)
+        may_keep = allocator is not None and allocator.may_keep
+        machine = describe(place, facts, may_keep_freed=may_keep)
+        return calibrated(machine, place, meter_for(place), on_model)
     finally:
         if allocator is not None:
             allocator.loosen()

@@ -3,6 +3,7 @@
 A step is planned from what its recording measured. Then a few planned steps are charted: what ops
 take beside copies, how fast the links are under load, how many bytes the allocator holds beyond
 values. From the first chart a new plan is made, from the others a better prediction of the same one.
+Where freed memory may stay with the process, steps then get faster: a few of them tell by how much.
 """
 
 from collections import deque
@@ -15,17 +16,22 @@ from numpy.typing import NDArray
 from penstock import policies
 from penstock.engine.log import Log
 from penstock.engine.program import Program, compile_program
-from penstock.ir.machine import Machine
+from penstock.ir.machine import Faults, Machine
 from penstock.ir.policy import Policy, Problem
 from penstock.ir.timeline import Timeline
 from penstock.ir.trace import Trace
 from penstock.record.step import Recording
+from penstock.simulate.run import price
 from penstock.solve.best import Outcome, outcome
 
 __all__ = ["Course", "Planner"]
 
 CHARTED = 3
 """Planned steps of each shape that are measured op by op."""
+SETTLING = 3
+"""Steps after them that tell what it saves if what is freed stays: the first still takes it all anew."""
+_SAVED = 50, 2.0
+"""One part in so many of the step must be saved to tell anything; how much more than was foretold."""
 _CORRECTIONS = 6
 """Later plans for one shape, made because the device held more than was planned."""
 _RESERVE = 128
@@ -45,7 +51,9 @@ class Course:
     recording: Recording  # its trace as it is known now: seconds, slack
     outcome: Outcome
     program: Program
+    anew: float  # seconds that it takes where nothing that is freed stays
     seconds: list[NDArray[np.float64]] = field(default_factory=list)  # by chart: ops x (own, host)
+    settled: int = 0  # steps in which freed memory stayed
     corrections: int = 0
     kept: int = 0  # bytes beside `slack` that the C allocator keeps of what is freed, where it may
     # Seconds of the last steps, charted ones too, as if the plan in force had been all along.
@@ -61,6 +69,15 @@ class Course:
         """How fast the machine is now: measured over simulated seconds, of the faster of two steps."""
         simulated = self.outcome.timeline.seconds
         return min(self.steps) / simulated if self.steps and simulated else 1.0
+
+    def foretold(self, *, keeps: bool) -> float:
+        """Seconds of the plan in force by simulation; `keeps`: what is freed stays."""
+        return self.outcome.timeline.seconds if keeps else self.anew
+
+    def ran(self, seconds: float, *, keeps: bool) -> None:
+        """A planned step took so long."""
+        anew = self.foretold(keeps=keeps)
+        self.steps.append(seconds * self.outcome.timeline.seconds / anew if anew else seconds)
 
     def scale(self, now: float, before: float) -> None:
         """Another plan is in force: what the last steps would have taken under it."""
@@ -78,6 +95,11 @@ class Course:
     def is_young(self) -> bool:
         return len(self.seconds) < CHARTED
 
+    @property
+    def is_settling(self) -> bool:
+        """Is it still to be measured what its ops take where what they free stays?"""
+        return not self.is_young and self.settled < SETTLING
+
 
 class Planner:
     """Plans recorded steps for one policy, and plans again as it learns."""
@@ -89,7 +111,7 @@ class Planner:
     def plan(self, recording: Recording, budget: int) -> Course:
         """Plan a step that was just recorded. Raises `NeedError` if the policy lacks something."""
         found = policies.ask(self.policy, self._problem(recording.trace, budget))
-        course = Course(recording, found, _compiled(recording, found))
+        course = Course(recording, found, _compiled(recording, found), self._anew(found))
         others = [other for other in self.courses if not _same_shape(other, course)]
         self.courses = [course, *others][:_REMEMBERED]
         return course
@@ -107,6 +129,17 @@ class Planner:
         # If something was evicted that the plan had room for, it had less by what it lacked.
         more = lacked or needed - measured.peak
         self._plan_again(course, course.slack + more, budget, keep=not is_first and not lacked)
+
+    def settle(self, course: Course, budget: int) -> None:
+        """Steps of `course` were followed in which freed memory stayed: did it save what was foretold?"""
+        least, most_more = _SAVED
+        foretold = course.anew - course.outcome.timeline.seconds
+        if foretold * least < course.anew:
+            return
+        factor = (course.anew - min(course.steps)) / foretold
+        faults = self.machine.device.faults.scaled(min(max(0.0, factor), most_more))
+        self.machine = self._with(faults)
+        self._plan_again(course, course.slack, budget, keep=False)
 
     def weigh(self, course: Course, slack: int, budget: int) -> bool:
         """The device holds `slack` bytes beyond values now: did that change what was planned?"""
@@ -127,6 +160,14 @@ class Planner:
         slack = course.slack + excess - course.outcome.shortfall
         self._plan_again(course, slack, budget, keep=False)
 
+    def _with(self, faults: Faults) -> Machine:
+        return replace(self.machine, device=replace(self.machine.device, faults=faults))
+
+    def _anew(self, found: Outcome) -> float:
+        if not self.machine.device.faults:
+            return found.timeline.seconds
+        return price(found.schedule, self._with(Faults())).seconds
+
     def _problem(self, trace: Trace, budget: int) -> Problem:
         return Problem(trace, self.machine, budget - budget // _RESERVE)
 
@@ -142,6 +183,7 @@ class Planner:
         course.recording = replace(course.recording, trace=trace)
         course.outcome = found
         course.program = _compiled(course.recording, found)
+        course.anew = self._anew(found)
 
 
 def _compiled(recording: Recording, found: Outcome) -> Program:

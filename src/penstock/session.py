@@ -44,6 +44,7 @@ from penstock.record.measure import stopwatch_for
 from penstock.record.step import Recorder, Recording
 from penstock.simulate.allocators import allocations, least_reserved
 from penstock.simulate.least import least_budget
+from penstock.simulate.run import unbounded
 from penstock.sizes import Share, parse_budget, parse_size
 from penstock.solve.best import Outcome, outcome
 
@@ -132,7 +133,9 @@ class Session:
         mounted = mount(self._tier, self.device, self._host_budget, self._disk_budget)
         try:
             facts = tuple(one.store.probe() for one in mounted)
-            self._planner = Planner(self.policy, describe(self.device, facts))
+            may_keep = self._allocator is not None and self._allocator.may_keep
+            machine = describe(self.device, facts, may_keep_freed=may_keep)
+            self._planner = Planner(self.policy, machine)
             base = self.meter.resident() - (live_tensor_bytes(self.device) if on_cpu else 0)
             self.engine = Engine(
                 self.device,
@@ -200,7 +203,13 @@ class Session:
         self._traffic = dict(self.engine.manager.statistics.traffic)
         courses = self._planner.courses
         young = any(course.is_young for course in courses)
-        all_dense = all(course.is_dense for course in courses)
+        # What an op takes is seen only if what was freed has gone.
+        keeps = (
+            bool(courses)
+            and all(course.is_dense for course in courses)
+            and not (self._recording or young)
+            and self.engine.may_keep_freed
+        )
         if self._recording:
             self._recorder.open()
             self._recorder.begin()
@@ -212,8 +221,7 @@ class Session:
             # A young plan does not know yet how much the device holds beyond values.
             self.engine.tolerant = young
             self.engine.begin_step(charted=young or self._on_close is not None)
-        # What an op takes is seen only if what was freed has gone.
-        if courses and all_dense and not (self._recording or young):
+        if keeps:
             self.engine.keep_freed()
         else:
             self.engine.return_freed()
@@ -259,14 +267,13 @@ class Session:
             traffic={lane: nbytes - self._traffic.get(lane, 0) for lane, nbytes in moved},
         )
         course = self._planner.course_of(followed)
-        if followed is not None:
-            pace = 1.0 if course is None else course.pace
-            kept = course.kept if course is not None and self.engine.keeps_freed else 0
+        keeps = self.engine.keeps_freed
+        if followed is not None and course is not None:
             report = replace(
                 report,
-                predicted_seconds=followed.predicted.seconds * pace,
-                predicted_peak=followed.predicted.peak + kept,
-                pace=pace,
+                predicted_seconds=course.foretold(keeps=keeps) * course.pace,
+                predicted_peak=followed.predicted.peak + (course.kept if keeps else 0),
+                pace=course.pace,
                 decisions=followed.plan.counts(),
             )
         if recorded:
@@ -281,7 +288,7 @@ class Session:
         if happened.fell_back:
             self._step_changed()
         elif followed is not None and course is not None:
-            course.steps.append(seconds)
+            course.ran(seconds, keeps=keeps)
             self._learn(course, log, report, needed)
         self._tell(replace(report, events=tuple(happened.events)))
 
@@ -298,6 +305,11 @@ class Session:
                 return
         if not course.outcome.plan.decisions:
             course.kept = max(0, needed - course.outcome.timeline.peak)
+        if self.engine.keeps_freed and course.is_settling:
+            course.settled += 1
+            if not course.is_settling:
+                with self._weighing(course):
+                    self._planner.settle(course, budget)
         excess = max(happened.lacked, needed - budget)
         if self._planner.exceeds(course, excess, budget):
             happened.note("re-plan: the step took more memory than planned")
@@ -457,7 +469,10 @@ class Session:
             "least_budget": None if self.trace is None else least_budget(self.trace).nbytes,
             "without_budget": None
             if self.trace is None
-            else {"peak": self.trace.peak + self.trace.slack, "seconds": self.trace.seconds},
+            else {
+                "peak": self.trace.peak + self.trace.slack,
+                "seconds": unbounded(self.trace, self.machine).seconds,
+            },
             "steps": [asdict(report) for report in self.reports],
         }
 

@@ -218,6 +218,11 @@ class CAllocator:
         """Does it keep what is freed?"""
         return self._mode == "keeping"
 
+    @property
+    def may_keep(self) -> bool:
+        """Would `keep` do anything?"""
+        return self._may_keep
+
     def tighten(self, *, for_good: bool = False) -> None:
         """Return what is free, and from now on whatever is freed. Idempotent.
 

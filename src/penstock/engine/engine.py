@@ -518,6 +518,11 @@ class Engine:
         """May what is freed stay with the process, and count as used?"""
         return self._allocator is not None and self._allocator.keeps
 
+    @property
+    def may_keep_freed(self) -> bool:
+        """Would `keep_freed` do anything?"""
+        return self._allocator is not None and self._allocator.may_keep
+
     def keep_freed(self) -> None:
         """From now on, and as long as there is room, what is freed stays: taking it again costs time."""
         if self._allocator is not None and not self._allocator.keeps:

@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 
 from penstock.errors import TraceError, mib, nearest
 
-__all__ = ["DTYPES", "Device", "Direct", "Link", "Machine", "Rate", "Sample", "Tier"]
+__all__ = ["DTYPES", "Device", "Direct", "Faults", "Link", "Machine", "Rate", "Sample", "Tier"]
 
 DTYPES = (
     *("float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"),
@@ -115,6 +115,36 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
+class Faults:
+    """What memory costs that comes from the system anew, on a CPU: seconds for each byte.
+
+    An op's seconds include it, for what it gives out and for its workspace: times are measured while what
+    is freed goes back. Where that stays with the process, `simulate.run` takes off what is spared. All
+    0: it never stays.
+    """
+
+    small: float = 0.0  # blocks that come in small pages
+    large: float = 0.0  # blocks that come in huge ones
+    returned: float = 0.0  # to give them back
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            if not 0 <= (rate := getattr(self, one.name)) < math.inf:
+                raise TraceError(
+                    f"faults: {one.name} of {rate:g} seconds a byte; it must be 0 or more"
+                )
+
+    def __bool__(self) -> bool:
+        return self != _NO_FAULTS
+
+    def scaled(self, factor: float) -> "Faults":
+        return Faults(self.small * factor, self.large * factor, self.returned * factor)
+
+
+_NO_FAULTS = Faults()
+
+
+@dataclass(frozen=True, slots=True)
 class Device:
     """Where ops run.
 
@@ -128,6 +158,7 @@ class Device:
     flops: dict[str, float] = field(default_factory=dict, hash=False)  # by dtype, per second
     costs: dict[str, Rate] = field(default_factory=dict, hash=False)
     overhead: int = 0  # bytes that a process takes beside its tensors, once it trains
+    faults: Faults = _NO_FAULTS
 
     def __post_init__(self) -> None:
         if self.memory <= 0:

@@ -17,7 +17,7 @@ import numpy as np
 import zstandard
 
 from penstock.errors import TraceError, nearest
-from penstock.ir.machine import Device, Direct, Link, Machine, Rate, Sample, Tier
+from penstock.ir.machine import Device, Direct, Faults, Link, Machine, Rate, Sample, Tier
 from penstock.ir.plan import Decision, Place, Plan, Recompute, Swap
 from penstock.ir.schedule import Cause
 from penstock.ir.timeline import Timeline
@@ -260,21 +260,31 @@ def _read_machine(body: Json) -> Machine:
                 for ops in _record(device, "costs", "device", {})
             },
             _bytes({"overhead": 0, **device}, "overhead", "device"),
+            _read_faults(_record(device, "faults", "device", {})),
         ),
         tuple(_read_tier(body, position) for position in range(len(_list(body, "tiers")))),
     )
 
 
-def _read_rate(costs: Json, ops: str) -> Rate:
-    where = f"device.costs.{ops}"
-    rate = _record(costs, ops, "device.costs")
-    known = [field.name for field in dataclasses.fields(Rate)]
-    for name in rate:
+def _read_faults(faults: Json) -> Faults:
+    _refuse_unknown(faults, Faults, "device.faults")
+    return Faults(**{name: _number(faults, name, "device.faults") for name in faults})
+
+
+def _refuse_unknown(body: Json, kind: type[Faults | Rate], where: str) -> None:
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name in body:
         if name not in known:
             raise TraceError(
                 f"{where} has an unknown field {name!r}{nearest(name, known)}; it takes "
                 f"{', '.join(known)}"
             )
+
+
+def _read_rate(costs: Json, ops: str) -> Rate:
+    where = f"device.costs.{ops}"
+    rate = _record(costs, ops, "device.costs")
+    _refuse_unknown(rate, Rate, where)
     rates = {name: _number(rate, name, where) for name in rate if name != "seen"}
     return Rate(**rates, seen=_read_seen(rate.get("seen", []), where))
 

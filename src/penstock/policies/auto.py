@@ -20,6 +20,7 @@ from penstock.ir.machine import Machine
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Need, Policy, Problem
 from penstock.policies import ask, configured, quick
+from penstock.simulate.run import unbounded
 from penstock.solve.best import Outcome
 from penstock.solve.blend import blended
 
@@ -44,7 +45,8 @@ class Auto:
     def __call__(self, problem: Problem) -> Plan:
         answers = list(self.answers(problem))
         best = min(answers, key=lambda found: found.rank)
-        is_free = best.timeline.seconds <= (1 + self.gain) * problem.trace.seconds
+        plain = unbounded(problem.trace, problem.machine).seconds
+        is_free = best.timeline.seconds <= (1 + self.gain) * plain
         if not self.blends or (is_free and not best.missing):
             return best.plan
         blend = blended(problem, answers, evaluations=self.blends, time_limit=self.seconds)

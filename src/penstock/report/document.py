@@ -19,6 +19,7 @@ from penstock.report.stalls import stalls
 from penstock.session import Session
 from penstock.simulate.holders import stays
 from penstock.simulate.least import least_budget
+from penstock.simulate.run import unbounded
 from penstock.solve.best import Outcome
 
 __all__ = ["Json", "document", "planned", "run", "runs_of", "told_of"]
@@ -66,7 +67,10 @@ def planned(problem: Problem, found: Outcome, measured: Timeline | None = None) 
         "policy": found.plan.policy,
         "machine": asdict(machine),
         "least_budget": least_budget(trace).nbytes,
-        "without_budget": {"peak": trace.peak + trace.slack, "seconds": trace.seconds},
+        "without_budget": {
+            "peak": trace.peak + trace.slack,
+            "seconds": unbounded(trace, machine).seconds,
+        },
         "steps": [],
         "tiers": [{"name": tier.name, "budget": tier.capacity} for tier in machine.tiers],
         **_runs(found, runs),

@@ -21,6 +21,7 @@ from penstock.report.document import Json
 from penstock.report.fullest import Share, fullest
 from penstock.report.words import duration, spoken
 from penstock.simulate.least import least_budget
+from penstock.simulate.run import unbounded
 from penstock.solve.best import Outcome
 from penstock.solve.swaps import late_gaps
 
@@ -125,8 +126,13 @@ def calm_budget(
     """
     trace = problem.trace
     low, high = least_budget(trace).nbytes, trace.peak + trace.slack
+    at_most = _CALM * unbounded(trace, problem.machine).seconds
+
+    def is_calm(found: Outcome) -> bool:
+        return not found.shortfall and found.timeline.seconds <= at_most
+
     calm = None
-    if _is_calm(trace, found):
+    if is_calm(found):
         calm = high = min(problem.budget, high)
     else:
         low = max(problem.budget, low)
@@ -135,15 +141,11 @@ def calm_budget(
             break
         budget = (low + high) // 2
         tried = solve(Problem(trace, problem.machine, budget, problem.given))
-        if _is_calm(trace, tried):
+        if is_calm(tried):
             calm = high = budget
         else:
             low = budget
     return calm
-
-
-def _is_calm(trace: Trace, found: Outcome) -> bool:
-    return not found.shortfall and found.timeline.seconds <= _CALM * trace.seconds
 
 
 def _idle_seconds(timeline: Timeline) -> Callable[[Gap], float]:
@@ -271,8 +273,9 @@ def _against_a_copy(reason: Reason, seconds: float) -> str:
 
 def _limits(problem: Problem, found: Outcome) -> Paragraph:
     trace, timeline = problem.trace, found.timeline
-    plain, again = trace.seconds, timeline.recompute_seconds
-    dragged = timeline.busy(COMPUTE) - again - sum(op.seconds for op in trace.ops)
+    free = unbounded(trace, problem.machine)
+    plain, again = free.seconds, timeline.recompute_seconds
+    dragged = timeline.busy(COMPUTE) - again - free.busy(COMPUTE)
     over = f" ({timeline.seconds / plain - 1:+.1%})" if plain else ""
     lines = [f"{duration(timeline.seconds)} a step, {duration(plain)} without a budget{over}"]
     lines += [
@@ -283,7 +286,8 @@ def _limits(problem: Problem, found: Outcome) -> Paragraph:
     if again:
         lines.append(f"recomputation: {_part(again, timeline.seconds)}")
     if dragged > 1e-9:
-        lines.append(f"compute slowed down by copies: {_part(dragged, timeline.seconds)}")
+        by = "copies and page faults" if problem.machine.device.faults else "copies"
+        lines.append(f"compute slowed down by {by}: {_part(dragged, timeline.seconds)}")
     for lane in timeline.lanes:
         moved = f", {mib(timeline.traffic[lane])}" if lane in timeline.traffic else ""
         lines.append(f"{lane} is busy for {_part(timeline.busy(lane), timeline.seconds)}{moved}")
@@ -317,6 +321,8 @@ def _verdict(timeline: Timeline, plain: float, dragged: float) -> str:
     if worst == "again":
         return "recomputation is the limit; a faster tier would let more be swapped"
     if worst == "drag":
+        if not busiest:
+            return "memory that was given back must be taken anew"
         return f"copies take speed from compute; {busiest} is the busiest"
     if timeline.busy(busiest) >= 0.8 * timeline.seconds:
         return f"{busiest} is the limit: it hardly ever rests"

@@ -12,6 +12,7 @@ from penstock.leaderboard import Entry, standings
 from penstock.report.words import spoken
 from penstock.search import by_policy, front
 from penstock.session import StepReport
+from penstock.simulate.run import unbounded
 from penstock.solve.best import Outcome
 
 __all__ = ["comparison", "curves", "forecast", "holders", "leaderboard", "step_line"]
@@ -32,7 +33,7 @@ def step_line(report: StepReport, budget: int) -> str:
 
 def forecast(trace: Trace, machine: Machine, budget: int, found: Outcome) -> Table:
     """What a plan will take, beside the step without a budget."""
-    timeline, plain = found.timeline, trace.seconds
+    timeline, plain = found.timeline, unbounded(trace, machine).seconds
     table = Table(title=f"{found.plan.policy or 'plan'}: {_decisions(found)}", show_header=False)
     rows = {
         "budget": mib(budget),

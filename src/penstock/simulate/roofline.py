@@ -225,8 +225,7 @@ def host_key(op: Op) -> str:
 
 def freed_before(trace: Trace) -> list[int]:
     """By op, the bytes that the host gave back between the op before and this one."""
-    freed = (sum(trace.values[v].nbytes for v in gone) for gone in trace.freed_after)
-    return [0, *freed][: len(trace.ops)]
+    return [0, *trace.columns.freed.tolist()][: len(trace.ops)]
 
 
 # -- calibration --------------------------------------------------------------------------------

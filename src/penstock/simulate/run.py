@@ -6,6 +6,10 @@ a copy runs, compute loses the share of its speed that the tier's `drag` says.
 
 An op that uses what is placed in a tier takes longer by those bytes at the tier's direct rates, less what
 they take at the device's bandwidth, which is in its own seconds already.
+
+Where the device says what faults cost, what is freed stays with the process, as the engine has it on a
+CPU: memory comes from the system only where the step holds more than ever since it last gave back what
+was free, which it does where it would hold more than the plan takes at most. The rest is spared.
 """
 
 from dataclasses import dataclass
@@ -15,12 +19,24 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from penstock.ir.machine import Machine
+from penstock.ir.machine import Faults, Machine
+from penstock.ir.plan import Plan
 from penstock.ir.schedule import Cause, Schedule, Verb
 from penstock.ir.timeline import Timeline
+from penstock.ir.trace import Trace
 from penstock.simulate.chart import Times, chart, lanes_of_copies
+from penstock.simulate.lower import lower
 
-__all__ = ["price"]
+__all__ = ["KEPT_SHARE", "price", "unbounded"]
+
+KEPT_SHARE = 2
+"""A plan that evicts nothing may hold its peak and one part in so many more, if the budget allows."""
+_RESERVED = 4 << 20
+"""Bytes that stay free of what is kept: sizes are rounded up."""
+_SMALL, _LARGE = 64 << 10, 4 << 20
+"""Bytes from which a block comes from the system if none is kept, and from which in huge pages."""
+_SPARED_AT_MOST = 0.8
+"""Share of an op's seconds, or of the host's before it, that faults can have been."""
 
 
 def price(schedule: Schedule, machine: Machine) -> Timeline:
@@ -31,13 +47,28 @@ def price(schedule: Schedule, machine: Machine) -> Timeline:
     """
     columns = _columns(schedule, machine)
     earlier_end = np.full(len(schedule.copies), -np.inf)
-    walked = _walk(schedule, columns, earlier_end)
+    walked = _walk(schedule, columns, earlier_end, _ALL, _ALL)
     if schedule.away:
         earlier_end = _ends_of_copies_out(schedule, columns, walked[1]) - walked[3]
-        walked = _walk(schedule, columns, earlier_end)
-    start, end, stalls, seconds = walked
+    if schedule.away or machine.device.faults:
+        walked = _walk(schedule, columns, earlier_end, walked[4], _limit(schedule, walked[4]))
+    start, end, stalls, seconds, _ = walked
     waited = dict(zip(Cause, stalls.tolist(), strict=True))
     return chart(schedule, Times(start, end, seconds, waited, earlier_end))
+
+
+def unbounded(trace: Trace, machine: Machine) -> Timeline:
+    """The step without a budget."""
+    return price(lower(trace, Plan()), machine)
+
+
+def _limit(schedule: Schedule, highest: int) -> int:
+    """Bytes of values that may be held with what is kept, where `highest` are at most."""
+    if schedule.budget is None:
+        return _ALL
+    moves_or_remakes = len(schedule.copies) or (schedule.verb == Verb.DROP).any()
+    most = highest if moves_or_remakes else highest + highest // KEPT_SHARE
+    return min(most, schedule.budget) - _RESERVED
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +79,12 @@ class _Columns:
     host: NDArray[np.float64]  # by action: seconds of the host before it
     lane: NDArray[np.int16]  # by transfer
     copy_cost: NDArray[np.float64]  # by transfer: seconds
+    spared: NDArray[np.float64]  # by action: seconds of `cost`, if all that it takes was kept
+    takes: NDArray[np.int64]  # by action: bytes
+    scratch: NDArray[np.int64]  # by action: bytes, of a run
+    frees: NDArray[np.int64]  # by action: bytes
+    copied: NDArray[np.int64]  # by transfer: bytes
+    begins: int  # bytes that are held when the step begins
     drag: NDArray[np.float64]  # by lane
 
 
@@ -59,7 +96,21 @@ def _columns(schedule: Schedule, machine: Machine) -> _Columns:
     cost = np.where(is_run, ops.seconds[op], 0.0)
     if len(schedule.direct):
         cost += _direct_seconds(schedule, machine)
-    host = np.where(is_first, ops.host_seconds[op], 0.0)
+    host_seconds, spared = ops.host_seconds, np.zeros(len(cost))
+    scratch = np.where(is_run, ops.workspace[op], 0)
+    nbytes = ops.nbytes
+    if faults := machine.device.faults:
+        host_seconds = host_seconds - _spared_by_host(schedule.trace, faults)
+        spared = np.minimum(_spared(schedule, scratch, faults), _SPARED_AT_MOST * cost)
+    host = np.where(is_first, host_seconds[op], 0.0)
+    takes, frees = (
+        np.bincount(rows.owner, nbytes[rows.items], len(cost)).astype(np.int64)
+        for rows in (schedule.takes, schedule.frees)
+    )
+    drops = schedule.verb == Verb.DROP
+    frees[drops] += nbytes[schedule.subject[drops]]
+    elsewhere = {*(value for value, _ in schedule.away), *schedule.below}
+    begins = sum(int(nbytes[value]) for value in schedule.trace.initial if value not in elsewhere)
 
     copies = schedule.copies
     tiers = [machine.tier(name) for name in copies.tiers]
@@ -67,12 +118,18 @@ def _columns(schedule: Schedule, machine: Machine) -> _Columns:
     links = [None, *(link for tier in tiers for link in (tier.write, tier.read))]
     latency = np.array([link.latency if link else 0.0 for link in links])
     bandwidth = np.array([link.bandwidth if link else 1.0 for link in links])
-    nbytes = schedule.trace.columns.nbytes[copies.value]
+    copied = nbytes[copies.value]
     return _Columns(
         cost,
         host,
         lane,
-        latency[lane] + nbytes / bandwidth[lane],
+        latency[lane] + copied / bandwidth[lane],
+        spared,
+        takes,
+        scratch,
+        frees,
+        copied,
+        begins,
         np.array([0.0, *(tier.drag for tier in tiers for _ in range(2))]),
     )
 
@@ -92,10 +149,42 @@ def _direct_seconds(schedule: Schedule, machine: Machine) -> NDArray[np.float64]
     return found
 
 
-_Walked: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], float]
+def _spared(schedule: Schedule, scratch: NDArray[np.int64], faults: Faults) -> NDArray[np.float64]:
+    """By action: seconds of faults in its run, where its memory came from the system."""
+
+    def seconds(nbytes: NDArray[np.int64]) -> NDArray[np.float64]:
+        if_not_large = np.where(nbytes >= _SMALL, faults.small, 0.0)
+        rate: NDArray[np.float64] = np.where(nbytes >= _LARGE, faults.large, if_not_large)
+        return rate * nbytes
+
+    rows, size = schedule.takes, schedule.trace.columns.nbytes
+    taken = np.bincount(rows.owner, seconds(size)[rows.items], len(scratch)).astype(np.float64)
+    return taken + seconds(scratch) + faults.returned * scratch
 
 
-def _walk(schedule: Schedule, columns: _Columns, earlier_end: NDArray[np.float64]) -> _Walked:
+def _spared_by_host(trace: Trace, faults: Faults) -> NDArray[np.float64]:
+    """By op: the host's seconds before it that went to giving memory back."""
+    ops = trace.columns
+    freed = np.concatenate(([0], ops.freed))[: len(ops.freed)]
+    found: NDArray[np.float64] = np.minimum(
+        faults.returned * freed, _SPARED_AT_MOST * ops.host_seconds
+    )
+    return found
+
+
+_ALL = 1 << 60
+_Walked: TypeAlias = tuple[
+    NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], float, int
+]
+
+
+def _walk(
+    schedule: Schedule,
+    columns: _Columns,
+    earlier_end: NDArray[np.float64],
+    kept: int,
+    limit: int,
+) -> _Walked:
     walked: _Walked = _core(
         schedule.verb,
         schedule.subject,
@@ -106,6 +195,14 @@ def _walk(schedule: Schedule, columns: _Columns, earlier_end: NDArray[np.float64
         columns.host,
         columns.lane,
         columns.copy_cost,
+        columns.spared,
+        columns.takes,
+        columns.scratch,
+        columns.frees,
+        columns.copied,
+        columns.begins,
+        min(kept, limit),
+        limit,
         columns.drag,
         earlier_end,
         len(Cause),
@@ -128,14 +225,23 @@ def _core(
     host: NDArray[np.float64],
     lane: NDArray[np.int16],
     copy_cost: NDArray[np.float64],
+    spared: NDArray[np.float64],
+    takes: NDArray[np.int64],
+    scratch: NDArray[np.int64],
+    frees: NDArray[np.int64],
+    copied: NDArray[np.int64],
+    begins: int,
+    kept: int,
+    limit: int,
     drag: NDArray[np.float64],
     earlier_end: NDArray[np.float64],
     causes: int,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], float]:
-    """Start and end of each action, stall seconds by cause, and the end of the last run.
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], float, int]:
+    """Start and end of each action, stall seconds by cause, the end of the last run, most bytes held.
 
-    `earlier_end`: when the step before ends (or ended) each copy out, in seconds from the start of
-    this step; -inf for copies that it did not make.
+    The process holds `kept` bytes of values and of what it keeps when the step begins; it gives back
+    what it keeps where that would be more than `limit`. `earlier_end`: when the step before ends (or
+    ended) each copy out, in seconds from the start of this step; -inf for copies that it did not make.
     """
     rows, lanes, transfers = len(verb), len(drag), len(lane)
     start, end = np.zeros(rows), np.zeros(rows)
@@ -152,12 +258,32 @@ def _core(
         if free[one] > 0:
             busy_end[one, 0] = free[one]
             stretches[one] = 1
+    # Copies out by lane, as they end: their bytes are free then.
+    leaver = np.zeros((lanes, transfers + 1), np.int64)
+    left_first, leavers = np.zeros(lanes, np.int64), np.zeros(lanes, np.int64)
+    live = highest = begins  # bytes of values
     now = 0.0
     for row in range(rows):
+        for one in range(1, lanes):
+            while left_first[one] < leavers[one]:
+                copy = leaver[one, left_first[one]]
+                if copy_end[copy] > now:
+                    break
+                live -= copied[copy]
+                left_first[one] += 1
         if verb[row] == _RUN or verb[row] == _AGAIN:
             now += host[row]
             start[row] = now
             left = cost[row]
+            need = takes[row] + scratch[row]
+            if need > 0:
+                if kept + need > limit:
+                    kept = live
+                anew = min(max(live + need - kept, 0), need)
+                left -= spared[row] * (1.0 - anew / need)
+                kept = max(kept, live + need)
+                highest = max(highest, live + need)
+            live += takes[row] - frees[row]
             while left > 0.0:
                 speed, change = 1.0, np.inf
                 for one in range(1, lanes):
@@ -188,6 +314,14 @@ def _core(
             start[row] = begin
             end[row] = begin + copy_cost[transfer]
             copy_end[transfer] = free[here] = end[row]
+            if verb[row] == _EVICT:
+                leaver[here, leavers[here]] = transfer
+                leavers[here] += 1
+            else:
+                if kept + copied[transfer] > limit:
+                    kept = live
+                live += copied[transfer]
+                kept, highest = max(kept, live), max(highest, live)
             busy_start[here, stretches[here]] = begin
             busy_end[here, stretches[here]] = end[row]
             stretches[here] += 1
@@ -198,8 +332,9 @@ def _core(
                 now = copy_end[subject[row]]
             end[row] = now
         else:
+            live -= frees[row]
             start[row] = end[row] = now
-    return start, end, stalls, now
+    return start, end, stalls, now, highest
 
 
 def _ends_of_copies_out(
