@@ -28,15 +28,15 @@ from _children import last_said
 from _where import earlier, where, write
 from penstock.api import fit
 from penstock.dispatch.resident import CAllocator, CpuMeter, live_tensor_bytes
+from penstock.planner import LEARNING
 from penstock.session import settle
 from penstock.zoo.workloads import Size, names, workload
 
-CHARTED = 3
-"""Planned steps from which the session still learns."""
 MEASURED = 4
-"""Planned steps after them."""
+"""Planned steps after those from which the session still learns."""
 TIGHT = 6
-"""Plain steps after all others, in which the C library returns what is freed, as in a tight budget."""
+"""Plain steps after all others, in which the C library returns what is freed, as while a step is recorded;
+then so many in which it keeps all, as where there is room."""
 MIB = 2**20
 
 
@@ -77,7 +77,9 @@ def child(name: str, size: str, budget: str | None, policy: str) -> dict[str, An
         for number in range(STEPS, STEPS + TIGHT):
             meter.reset_peak()
             tight.append((timed(number), meter.peak() - base))
-        return found | {"tight": tight}
+        allocator.keep()
+        kept = [timed(number) for number in range(STEPS + TIGHT, STEPS + 2 * TIGHT)]
+        return found | {"tight": tight, "kept": kept if allocator.keeps else []}
     with fit(budget, policy=policy, device="cpu") as session:
         for number in range(STEPS):
             step(number)
@@ -106,7 +108,7 @@ def child(name: str, size: str, budget: str | None, policy: str) -> dict[str, An
     }
 
 
-STEPS = 3 + CHARTED + MEASURED  # a step with two optimizers is recorded three times
+STEPS = 3 + LEARNING + MEASURED  # a step with two optimizers is recorded three times
 
 
 def in_process(*arguments: str) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def row(name: str, plain: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]
     if failed := plain.get("failed") or run.get("failed"):
         return {"name": name, "failed": failed}
     planned = [one for one in run["steps"] if one["mode"] == "planned"]
-    late = planned[CHARTED:] or planned
+    late = planned[LEARNING:] or planned
     same = plain["losses"] == run["losses"] and plain["bits"] == run["bits"]
     if not late:
         return {"name": name, "failed": "no step was planned", "same": same}

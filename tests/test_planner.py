@@ -1,17 +1,20 @@
 """What charts teach: op times that disturbances do not move, and the pace of the machine."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from penstock.ir.machine import Device, Machine
+from penstock.ir.machine import Device, Faults, Link, Machine, Tier
+from penstock.ir.plan import Plan
+from penstock.ir.policy import Problem
 from penstock.ir.text import parse
 from penstock.ir.trace import Trace
-from penstock.planner import Course, Planner, _typical
+from penstock.planner import LEARNING, SETTLING, Course, Planner, _typical
 from penstock.policies.keep import Keep
+from penstock.policies.swap_all import SwapAll
 from penstock.record.step import Recording
 from runs import MIB
 
@@ -102,3 +105,80 @@ def test_a_step_that_takes_less_than_its_values_leaves_no_slack() -> None:
         planner.learn(course, Charted(trace), course.outcome.timeline, needed, 0, budget)
         assert course.slack == 0
         assert course.outcome.timeline.peak == trace.peak
+
+
+KEPT = Faults(large=2.0**-22)  # a block of 40 MiB: 10 s of faults
+STAYING = """
+    f a x:I10M -> h:A40M! 30s
+    f b x      -> y:A40M! 30s
+    b c y h    -> g:T40M  30s
+    b d g      -> k:T10M  30s
+    b e k      -> m:T40M  30s
+"""
+
+
+def staying(policy, budget: int = 400 * MIB) -> tuple[Planner, Course]:
+    """A step of 150 s, of which 42.5 are page faults, that has been charted."""
+    trace = parse(STAYING)
+    tier = Tier("host", 1 << 40, Link(2.0**40), Link(2.0**40))
+    planner = Planner(policy, Machine(Device("cpu", 1 << 40, faults=KEPT), (tier,)))
+    calls = (torch.ops.aten.relu.default,) * len(trace.ops)
+    course = planner.plan(Recording(trace, calls, {}), budget)
+    course.seconds = [chart(*[30.0] * 5)] * 3
+    return planner, course
+
+
+def test_a_step_is_foretold_with_what_is_freed_given_back_and_with_it_kept() -> None:
+    _, course = staying(Keep())
+    assert course.foretold(keeps=False) == 150.0
+    assert course.foretold(keeps=True) == 107.5
+    course.ran(300.0, keeps=False)
+    assert course.pace == pytest.approx(2.0)
+    course.ran(215.0, keeps=True)
+    assert course.pace == pytest.approx(2.0)
+
+
+def test_steps_that_keep_what_is_freed_teach_how_much_that_saves() -> None:
+    planner, course = staying(Keep())
+    for _ in range(SETTLING):
+        assert course.is_settling
+        course.settled += 1
+        course.ran(128.75, keeps=True)  # it saves half of what was foretold
+    planner.settle(course, 400 * MIB)
+    assert not course.is_settling
+    assert course.foretold(keeps=True) == pytest.approx(128.75)
+    assert course.foretold(keeps=False) == 150.0
+    assert course.pace == pytest.approx(1.0)
+
+
+@dataclass
+class Changing:
+    """Swaps all while faults are dear, and nothing when they are known to be cheap."""
+
+    paper = None
+    needs = frozenset()
+    plans: list[Plan] = field(default_factory=list)
+
+    def __call__(self, problem: Problem) -> Plan:
+        is_dear = problem.machine.device.faults.large >= KEPT.large
+        self.plans.append((SwapAll() if is_dear else Keep())(problem))
+        return self.plans[-1]
+
+
+@pytest.mark.parametrize(("then", "is_back"), [(120.0, False), (149.0, True)])
+def test_another_plan_is_tried_and_stays_only_if_it_is_faster(then: float, is_back: bool) -> None:
+    planner, course = staying(Changing())
+    before = course.outcome.plan
+    assert before.swaps
+    for seconds in (145.0,) * SETTLING:
+        course.settled += 1
+        course.ran(seconds, keeps=True)
+    planner.settle(course, 400 * MIB)
+    assert course.is_settling and not course.outcome.plan.decisions
+    for seconds in (then,) * SETTLING:
+        course.settled += 1
+        course.ran(seconds, keeps=True)
+    planner.settle(course, 400 * MIB)
+    assert not course.is_settling
+    assert (course.outcome.plan == before) is is_back
+    assert len(course.seconds) + course.settled == LEARNING

@@ -6,9 +6,9 @@ values. From the first chart a new plan is made, from the others a better predic
 Where freed memory may stay with the process, steps then get faster: a few of them tell by how much.
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from penstock import policies
 from penstock.engine.log import Log
 from penstock.engine.program import Program, compile_program
 from penstock.ir.machine import Faults, Machine
+from penstock.ir.plan import Plan
 from penstock.ir.policy import Policy, Problem
 from penstock.ir.timeline import Timeline
 from penstock.ir.trace import Trace
@@ -30,16 +31,18 @@ CHARTED = 3
 """Planned steps of each shape that are measured op by op."""
 SETTLING = 3
 """Steps after them that tell what it saves if what is freed stays: the first still takes it all anew."""
-_SAVED = 50, 2.0
+LEARNING = CHARTED + 2 * SETTLING
+"""Planned steps after which no more is learnt of a shape: another plan may be tried meanwhile."""
+_TELLING, _MOST_MORE = 50, 2.0
 """One part in so many of the step must be saved to tell anything; how much more than was foretold."""
+_GAIN = 0.03
+"""Share of the step that a plan must then save by simulation to be tried: the other was measured."""
 _CORRECTIONS = 6
 """Later plans for one shape, made because the device held more than was planned."""
 _RESERVE = 128
 """One part in so many of the budget is left free: what the allocator takes is learnt a step late."""
 _PACED = 2
 """Steps of which the faster tells the machine's pace: what disturbs one seldom disturbs the next too."""
-_DENSE = 50
-"""One byte in so many may be one that nobody writes."""
 _REMEMBERED = 32
 """Shapes of the step that are kept."""
 
@@ -54,6 +57,7 @@ class Course:
     anew: float  # seconds that it takes where nothing that is freed stays
     seconds: list[NDArray[np.float64]] = field(default_factory=list)  # by chart: ops x (own, host)
     settled: int = 0  # steps in which freed memory stayed
+    tried: tuple[Plan, float] | None = None  # the plan before the one that is tried; its seconds
     corrections: int = 0
     kept: int = 0  # bytes beside `slack` that the C allocator keeps of what is freed, where it may
     # Seconds of the last steps, charted ones too, as if the plan in force had been all along.
@@ -84,13 +88,6 @@ class Course:
         factor = now / before if before else 1.0
         self.steps = deque((seconds * factor for seconds in self.steps), self.steps.maxlen)
 
-    @cached_property
-    def is_dense(self) -> bool:
-        """Is nearly all of its values written to? What is not has no memory only if that is fresh."""
-        values = self.recording.trace.values
-        unwritten = sum(value.unwritten for value in values)
-        return unwritten * _DENSE <= sum(value.nbytes for value in values)
-
     @property
     def is_young(self) -> bool:
         return len(self.seconds) < CHARTED
@@ -98,7 +95,7 @@ class Course:
     @property
     def is_settling(self) -> bool:
         """Is it still to be measured what its ops take where what they free stays?"""
-        return not self.is_young and self.settled < SETTLING
+        return not self.is_young and self.settled < SETTLING * (2 if self.tried else 1)
 
 
 class Planner:
@@ -131,15 +128,24 @@ class Planner:
         self._plan_again(course, course.slack + more, budget, keep=not is_first and not lacked)
 
     def settle(self, course: Course, budget: int) -> None:
-        """Steps of `course` were followed in which freed memory stayed: did it save what was foretold?"""
-        least, most_more = _SAVED
-        foretold = course.anew - course.outcome.timeline.seconds
-        if foretold * least < course.anew:
+        """Steps of `course` were followed in which freed memory stayed: did it save what was foretold?
+
+        If that says that another plan is faster, it is tried: is it?
+        """
+        measured, plan = min(course.steps), course.outcome.plan
+        if course.tried is not None:
+            (before, its_seconds), course.tried = course.tried, None
+            if measured > its_seconds:
+                self._follow(course, outcome(self._problem(course.recording.trace, budget), before))
             return
-        factor = (course.anew - min(course.steps)) / foretold
-        faults = self.machine.device.faults.scaled(min(max(0.0, factor), most_more))
-        self.machine = self._with(faults)
-        self._plan_again(course, course.slack, budget, keep=False)
+        foretold = course.anew - course.outcome.timeline.seconds
+        if foretold * _TELLING < course.anew:
+            return
+        factor = min(max(0.0, (course.anew - measured) / foretold), _MOST_MORE)
+        self.machine = self._with(self.machine.device.faults.scaled(factor))
+        self._plan_again(course, course.slack, budget, keep=False, gain=_GAIN)
+        if course.outcome.plan != plan:
+            course.tried = plan, measured
 
     def weigh(self, course: Course, slack: int, budget: int) -> bool:
         """The device holds `slack` bytes beyond values now: did that change what was planned?"""
@@ -171,16 +177,28 @@ class Planner:
     def _problem(self, trace: Trace, budget: int) -> Problem:
         return Problem(trace, self.machine, budget - budget // _RESERVE)
 
-    def _plan_again(self, course: Course, slack: int, budget: int, *, keep: bool) -> None:
-        """Plan anew with what was learnt; or `keep` the plan, and predict it better."""
+    def _plan_again(
+        self, course: Course, slack: int, budget: int, *, keep: bool, gain: float = -math.inf
+    ) -> None:
+        """Plan anew with what was learnt; or `keep` the plan, and predict it better.
+
+        `gain`: the share of the step that a new plan must save.
+        """
         known = course.recording.trace
         trace = known.relearnt(max(0, slack), _typical(len(known.ops), course.seconds))
         problem = self._problem(trace, budget)
-        found = before = outcome(problem, course.outcome.plan)
-        if not keep or found.shortfall > course.outcome.shortfall:
-            found = policies.ask(self.policy, problem)
-            course.scale(found.timeline.seconds, before.timeline.seconds)
+        found = outcome(problem, course.outcome.plan)
+        lacks_more = found.shortfall > course.outcome.shortfall
+        if not keep or lacks_more:
+            other = policies.ask(self.policy, problem)
+            saved = found.timeline.seconds - other.timeline.seconds
+            if lacks_more or saved >= gain * found.timeline.seconds:
+                course.scale(other.timeline.seconds, found.timeline.seconds)
+                found = other
         course.recording = replace(course.recording, trace=trace)
+        self._follow(course, found)
+
+    def _follow(self, course: Course, found: Outcome) -> None:
         course.outcome = found
         course.program = _compiled(course.recording, found)
         course.anew = self._anew(found)

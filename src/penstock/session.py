@@ -206,7 +206,7 @@ class Session:
         # What an op takes is seen only if what was freed has gone.
         keeps = (
             bool(courses)
-            and all(course.is_dense for course in courses)
+            and all(course.recording.trace.is_dense for course in courses)
             and not (self._recording or young)
             and self.engine.may_keep_freed
         )

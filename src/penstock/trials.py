@@ -28,7 +28,7 @@ from penstock.dispatch.schema import tensors_in
 from penstock.errors import PenstockError
 from penstock.ir.trace import Trace
 from penstock.leaderboard import Entry, add, settled
-from penstock.planner import CHARTED
+from penstock.planner import LEARNING
 from penstock.session import Session, StepReport, device_of, settle
 from penstock.zoo.architectures import parse
 
@@ -38,7 +38,7 @@ _RECORDED = 3
 """Steps before the first planned one, at most: a step with two optimizers is recorded three times."""
 _MEASURED = 4
 """Planned steps that are measured, after those from which the session still learns."""
-_STEPS = _RECORDED + CHARTED + _MEASURED
+_STEPS = _RECORDED + LEARNING + _MEASURED
 
 
 def execute(
@@ -117,7 +117,7 @@ class Ran(NamedTuple):
     @property
     def late(self) -> list[StepReport]:
         """Those of the planned steps that come when the session has learnt, if there are any."""
-        return self.planned[CHARTED:] or self.planned
+        return self.planned[LEARNING:] or self.planned
 
 
 class Failed(NamedTuple):

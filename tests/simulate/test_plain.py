@@ -1,25 +1,29 @@
 """The fast simulator against a plain one, which walks the records of a schedule one by one."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.ir.machine import Device, Direct, Link, Machine, Tier
+from penstock.ir.machine import Device, Direct, Faults, Link, Machine, Tier
 from penstock.ir.plan import Place, Plan, wraps
 from penstock.ir.schedule import Cause, Drop, Evict, Prefetch, Run, Wait
 from penstock.ir.timeline import COMPUTE, Span, lane_of
 from penstock.simulate.chart import Times, chart
 from penstock.simulate.lower import lower
-from penstock.simulate.run import price
+from penstock.simulate.run import limit_of, price
 from strategies import placements, plans, problems
+
+ALL = 1 << 60
+"""Bytes that are more than any step holds."""
 
 
 class Plain:
     """The design's cost semantics, for schedules that keep nothing away between steps."""
 
-    def __init__(self, schedule, machine):
+    def __init__(self, schedule, machine, kept=ALL, limit=ALL):
         self.schedule, self.machine, self.trace = schedule, machine, schedule.trace
         self.now = 0.0
         self.spans: list[Span] = []
@@ -31,25 +35,37 @@ class Plain:
         self.changes: list[tuple[float, int, int]] = []
         self.ran_until: dict[int, float] = {}
         self.leaving: list[tuple[int, Evict, int]] = []
-        self.hold([v for v in self.trace.initial if v not in schedule.below], 0.0, -1)
+        begins = [v for v in self.trace.initial if v not in schedule.below]
+        self.hold(begins, 0.0, -1)
+        # What the process keeps of what was freed, among the bytes that it holds.
+        self.live = self.highest = self.bytes_of(begins)
+        self.kept, self.limit = min(kept, limit), limit
+        self.out: list[int] = []  # copies out whose bytes are not free yet
         for row, action in enumerate(schedule.actions):
             start = self.now
+            for gone in [one for one in self.out if self.copies[one][2] <= self.now]:
+                self.out.remove(gone)
+                self.live -= schedule.transfers[gone].nbytes
             match action:
                 case Run():
                     start = self.run(action, row)
                 case Evict(transfer=transfer):
                     self.leaving.append((row, action, transfer))
                     start = self.copy(transfer, [])
+                    self.out.append(transfer)
                 case Prefetch(transfer=transfer, out=out, room=room):
                     first = [one for one in (out, *room) if one is not None]
                     start = self.copy(transfer, [self.copies[one][2] for one in first])
                     self.hold([schedule.transfers[transfer].value], start, 3 * row + 1)
+                    self.touch(schedule.transfers[transfer].nbytes)
+                    self.live += schedule.transfers[transfer].nbytes
                 case Wait(transfer=transfer, cause=cause):
                     late = max(0.0, self.copies[transfer][2] - self.now)
                     self.stalls[cause] += late
                     self.now += late
                 case Drop(value=value):
                     self.hold([value], self.now, 3 * row, sign=-1)
+                    self.live -= self.bytes_of([value])
             is_copy = isinstance(action, Evict | Prefetch)
             end = self.copies[action.transfer][2] if is_copy else self.now
             self.times.append((start, end))
@@ -62,12 +78,41 @@ class Plain:
         for value in values:
             self.changes.append((at, order, sign * self.trace.values[value].nbytes))
 
+    def bytes_of(self, values):
+        return sum(self.trace.values[value].nbytes for value in values)
+
+    def touch(self, need):
+        """So many bytes more are held: how many of them come from the system?"""
+        if self.kept + need > self.limit:
+            self.kept = self.live
+        anew = min(max(self.live + need - self.kept, 0), need)
+        self.kept = max(self.kept, self.live + need)
+        self.highest = max(self.highest, self.live + need)
+        return anew
+
+    def spared(self, op, takes):
+        """Seconds of faults in the run of an op, if what it takes was kept."""
+        faults = self.machine.device.faults
+        blocks = [self.trace.values[value].nbytes for value in takes]
+
+        def seconds(nbytes):
+            small = faults.small if nbytes >= 64 << 10 else 0.0
+            return nbytes * (faults.large if nbytes >= 4 << 20 else small)
+
+        return sum(map(seconds, blocks)) + seconds(op.workspace) + faults.returned * op.workspace
+
     def run(self, action, row):
         op = self.trace.ops[action.op]
         if not action.again:
-            self.now += op.host_seconds
+            freed = self.trace.freed_after[op.index - 1] if op.index else ()
+            returning = self.machine.device.faults.returned * self.bytes_of(freed)
+            self.now += op.host_seconds - min(returning, 0.8 * op.host_seconds)
         start = self.now
         left = op.seconds + sum(map(self.below, action.direct))
+        if need := self.bytes_of(action.takes) + op.workspace:
+            most = min(self.spared(op, action.takes), 0.8 * left)
+            left -= most * (1.0 - self.touch(need) / need)
+        self.live += self.bytes_of(action.takes) - self.bytes_of(action.frees)
         while left:
             others = self.copies.values()
             speed = np.prod([1 - drag for _, a, b, drag in others if a <= self.now < b])
@@ -151,6 +196,18 @@ def test_the_fast_simulator_and_the_plain_one_agree(case):
     # The curve after the last change at each moment.
     last = dict(zip(fast.times.tolist(), fast.total.tolist(), strict=True))
     assert last == {at: held for at, (held, _) in plain.curve.items()}
+
+
+@given(schedules() | placed_schedules(), st.integers(0, 3), st.integers(0, 3), st.integers(0, 3))
+def test_they_agree_where_what_is_freed_stays(case, small, large, returned):
+    schedule, machine = case
+    faults = Faults(small * 2.0**-22, large * 2.0**-22, returned * 2.0**-22)
+    machine = replace(machine, device=replace(machine.device, faults=faults))
+    highest = Plain(schedule, machine).highest
+    fast = price(schedule, machine)
+    plain = Plain(schedule, machine, highest, limit_of(schedule, highest))
+    assert fast.spans == plain.spans
+    assert (fast.seconds, fast.stalls) == (plain.now, plain.stalls)
 
 
 @given(schedules() | placed_schedules())

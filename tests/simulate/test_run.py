@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from penstock.ir.machine import Link
+from penstock.ir.machine import Faults, Link
 from penstock.ir.plan import Plan, Recompute, Swap, check
 from penstock.ir.schedule import Cause
 from penstock.ir.text import parse
 from penstock.ir.timeline import Span
 from penstock.ir.trace import Gap, Op
 from penstock.simulate.lower import lower
-from penstock.simulate.run import price
+from penstock.simulate.run import price, unbounded
 
 MIB = 2**20
 STEP = parse("""
@@ -222,3 +222,51 @@ def test_with_vdnns_fence_forward_is_the_sum_of_the_slower_of_layer_and_copy(mac
     else:
         assert forward_ends == LAYERS * 1.0  # vDNN++: compute goes on, the copies trail behind
         assert timeline.stalls[Cause.FENCE] == 0
+
+
+FRESH = """
+    f a x:I10M -> h:A40M! 30s
+    f b h      -> y:A40M! 30s
+    b c y h    -> g:T40M  30s
+"""
+
+
+def staying(machine, **rates):
+    return replace(machine, device=replace(machine.device, faults=Faults(**rates)))
+
+
+def test_memory_that_stays_costs_no_faults(machine):
+    machine = staying(machine, large=2.0**-22)
+    assert unbounded(parse(FRESH), machine).seconds == 60.0
+    assert run(parse(FRESH), Plan(), machine, 400 * MIB).seconds == 60.0
+
+
+def test_what_is_freed_goes_back_where_it_would_not_fit(machine):
+    """The step holds 130 MiB; of 150 it keeps 146 at most, so each op takes its 40 anew."""
+    machine = staying(machine, large=2.0**-22)
+    assert run(parse(FRESH), Plan(), machine, 150 * MIB).seconds == 90.0
+
+
+def test_an_op_is_never_spared_more_than_most_of_its_time(machine):
+    machine = staying(machine, large=1.0)
+    assert unbounded(parse(FRESH), machine).seconds == pytest.approx(0.2 * 90)
+
+
+def test_small_blocks_have_a_price_of_their_own_and_tiny_ones_none(machine):
+    machine = staying(machine, small=2.0**-20, large=2.0**-24)
+    step = parse("f a x:I1M -> h:A2M! 30s\nf b h -> y:A32K! 30s\nb c y h -> g:T8M 30s")
+    assert unbounded(step, machine).seconds == 28.0 + 30.0 + 29.5
+
+
+def test_giving_back_is_the_hosts_time(machine):
+    machine = staying(machine, returned=2.0**-22)
+    step = parse("f a x:I1M -> h:A4M! 30s\nb b h -> g:T4M 30s\nb c x -> z:T1K 30s")
+    ops = tuple(replace(op, host_seconds=5.0) for op in step.ops)
+    assert unbounded(replace(step, ops=ops), machine).seconds == 105.0 - 2.0  # h and g, before c
+
+
+def test_what_an_op_leaves_unwritten_is_never_kept(machine):
+    machine = staying(machine, large=2.0**-22)
+    step = parse(FRESH)
+    values = tuple(replace(value, unwritten=value.nbytes) for value in step.values)
+    assert unbounded(replace(step, values=values), machine).seconds == 90.0

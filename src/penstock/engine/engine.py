@@ -47,6 +47,7 @@ from penstock.ir.schedule import (
 )
 from penstock.ir.trace import Op, ValueId
 from penstock.simulate.least import MOVABLE_FROM
+from penstock.simulate.run import most_held
 
 __all__ = ["Engine", "Execute", "Happened"]
 
@@ -56,10 +57,6 @@ _UNKNOWN_NEED = 1 << 20
 """Bytes to make room for when a failed allocation does not say how many it wanted."""
 _UNPLANNED = 4 << 20
 """Bytes that a process takes now and then for what is no tensor."""
-_KEPT_SHARE = 2
-"""One byte for so many that a plan takes is kept, where all are: hardly any step gains by more."""
-_ROUNDED = 4 << 20
-"""Bytes that blocks cut from what is kept take more than they have: huge pages at both ends."""
 _READING = frozenset(
     {
         *("saved_tensors", "untyped_storage", "const_data_ptr"),
@@ -226,11 +223,8 @@ class Engine:
         self._funcs = (*program.funcs, None)
         self._bare = (None,) * len(self._funcs) if self.log is not None else program.bare
         self._instructions = program.instructions
-        # What a plan was said to take it does take; one that evicts nothing half as much again.
-        most = program.predicted.peak
-        if not program.plan.decisions:
-            most += most // _KEPT_SHARE
-        self._spare = min(most, self.budget) - self.budget - _ROUNDED
+        most = most_held(program.predicted.peak, self.budget, keeps_all=not program.plan.decisions)
+        self._spare = most - self.budget
         self._index = index
         self.handler = self.follow
         for value, ref in program.initial.items():

@@ -271,6 +271,12 @@ class Trace:
         return int(self.live.max(initial=0))
 
     @cached_property
+    def is_dense(self) -> bool:
+        """Is nearly all of its values written to? What is not has no memory only if that is fresh."""
+        unwritten = sum(value.unwritten for value in self.values)
+        return unwritten * _DENSE <= sum(value.nbytes for value in self.values)
+
+    @cached_property
     def seconds(self) -> float:
         """The step's time without a budget: its ops and the host's time between them."""
         return sum(op.seconds + op.host_seconds for op in self.ops)
@@ -371,10 +377,12 @@ class Trace:
         return replace(self, label=label)
 
 
+_DENSE = 50
+"""One byte in so many may be one that nobody writes."""
 _UNTIMED = frozenset(
     {
         *("readers", "uses", "freed_after", "versions_of", "producers", "next_version"),
-        *("previous_version", "initial", "fresh", "live", "last_index"),
+        *("previous_version", "initial", "fresh", "live", "last_index", "is_dense"),
     }
 )
 """The derived facts of a trace that say nothing of seconds or slack."""

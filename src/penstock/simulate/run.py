@@ -27,12 +27,12 @@ from penstock.ir.trace import Trace
 from penstock.simulate.chart import Times, chart, lanes_of_copies
 from penstock.simulate.lower import lower
 
-__all__ = ["KEPT_SHARE", "price", "unbounded"]
+__all__ = ["limit_of", "most_held", "price", "unbounded"]
 
-KEPT_SHARE = 2
-"""A plan that evicts nothing may hold its peak and one part in so many more, if the budget allows."""
-_RESERVED = 4 << 20
-"""Bytes that stay free of what is kept: sizes are rounded up."""
+_KEPT_SHARE = 2
+"""One byte for so many that a plan takes is kept, where all are: hardly any step gains by more."""
+_ROUNDED = 4 << 20
+"""Bytes that blocks cut from what is kept take more than they have: huge pages at both ends."""
 _SMALL, _LARGE = 64 << 10, 4 << 20
 """Bytes from which a block comes from the system if none is kept, and from which in huge pages."""
 _SPARED_AT_MOST = 0.8
@@ -50,8 +50,8 @@ def price(schedule: Schedule, machine: Machine) -> Timeline:
     walked = _walk(schedule, columns, earlier_end, _ALL, _ALL)
     if schedule.away:
         earlier_end = _ends_of_copies_out(schedule, columns, walked[1]) - walked[3]
-    if schedule.away or machine.device.faults:
-        walked = _walk(schedule, columns, earlier_end, walked[4], _limit(schedule, walked[4]))
+    if schedule.away or columns.spared.any():
+        walked = _walk(schedule, columns, earlier_end, walked[4], limit_of(schedule, walked[4]))
     start, end, stalls, seconds, _ = walked
     waited = dict(zip(Cause, stalls.tolist(), strict=True))
     return chart(schedule, Times(start, end, seconds, waited, earlier_end))
@@ -62,13 +62,21 @@ def unbounded(trace: Trace, machine: Machine) -> Timeline:
     return price(lower(trace, Plan()), machine)
 
 
-def _limit(schedule: Schedule, highest: int) -> int:
-    """Bytes of values that may be held with what is kept, where `highest` are at most."""
+def most_held(peak: int, budget: int, *, keeps_all: bool) -> int:
+    """The most bytes that a process holds, with what it keeps, by a plan that takes `peak` of them.
+
+    What a plan was said to take it does take; one that evicts nothing half as much again.
+    """
+    most = peak + peak // _KEPT_SHARE if keeps_all else peak
+    return min(most, budget) - _ROUNDED
+
+
+def limit_of(schedule: Schedule, highest: int) -> int:
+    """The same of values, where `highest` bytes of them are held at most."""
     if schedule.budget is None:
         return _ALL
-    moves_or_remakes = len(schedule.copies) or (schedule.verb == Verb.DROP).any()
-    most = highest if moves_or_remakes else highest + highest // KEPT_SHARE
-    return min(most, schedule.budget) - _RESERVED
+    keeps_all = not (len(schedule.copies) or (schedule.verb == Verb.DROP).any())
+    return most_held(highest, schedule.budget, keeps_all=keeps_all)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +107,7 @@ def _columns(schedule: Schedule, machine: Machine) -> _Columns:
     host_seconds, spared = ops.host_seconds, np.zeros(len(cost))
     scratch = np.where(is_run, ops.workspace[op], 0)
     nbytes = ops.nbytes
-    if faults := machine.device.faults:
+    if (faults := machine.device.faults) and schedule.trace.is_dense:
         host_seconds = host_seconds - _spared_by_host(schedule.trace, faults)
         spared = np.minimum(_spared(schedule, scratch, faults), _SPARED_AT_MOST * cost)
     host = np.where(is_first, host_seconds[op], 0.0)
