@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from penstock.api import fit
 from penstock.session import Session, StepReport, settle
@@ -29,6 +30,7 @@ __all__ = [
     "compare",
     "digest",
     "in_room",
+    "last_batches",
     "settle",
     "state_of",
     "tells_of_pages",
@@ -147,6 +149,27 @@ def in_room(budget: str, limit: int | None = None) -> InRoom:
         keeps.append(Session._running.engine.keeps_freed)
 
     return InRoom(compare("bert", budget, 10, on_step=look), keeps)
+
+
+def last_batches(epochs: int, steps: int) -> list[tuple[bool, StepReport]]:
+    """Of each step but an epoch's last (a smaller one): was what is freed kept; its report."""
+    settle()
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(256, 256), nn.GELU()) for _ in range(6)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found: list[tuple[bool, StepReport]] = []
+
+    def look(report: StepReport) -> None:
+        assert Session._running is not None
+        found.append((Session._running.engine.keeps_freed, report))
+
+    with fit("75%", device="cpu", on_step=look):
+        for _ in range(epochs):
+            for size in [4096] * steps + [1024]:
+                model(torch.ones(size, 256)).square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    return [one for number, one in enumerate(found, start=1) if number % (steps + 1)]
 
 
 def users_of_exchange() -> list[ModuleType]:

@@ -12,7 +12,7 @@ from penstock.ir.plan import Plan
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
 from penstock.ir.trace import Trace
-from penstock.planner import LEARNING, SETTLING, Course, Planner, _typical
+from penstock.planner import CHARTED, LEARNING, SETTLING, Course, Planner, _typical
 from penstock.policies.keep import Keep
 from penstock.policies.swap_all import SwapAll
 from penstock.record.step import Recording
@@ -182,3 +182,17 @@ def test_another_plan_is_tried_and_stays_only_if_it_is_faster(then: float, is_ba
     assert not course.is_settling
     assert (course.outcome.plan == before) is is_back
     assert len(course.seconds) + course.settled == LEARNING
+
+
+def test_a_shape_that_comes_seldom_is_not_waited_for() -> None:
+    """Else a last batch of its own would have all steps of an epoch give back what they free."""
+    planner, course = planned("1s", 64 * MIB)
+    seldom = replace(course, seconds=[])
+    planner.courses = [seldom, course]
+    course.seconds = [chart(1.0, 1.0)] * CHARTED
+    assert seldom.is_young and seldom.is_awaited
+    for _ in range(20):
+        planner.passed(course)
+    assert seldom.is_young and not seldom.is_awaited
+    planner.passed(seldom)
+    assert seldom.is_awaited

@@ -15,7 +15,7 @@ from penstock.ir.policy import Need, Problem
 from penstock.planner import CHARTED
 from penstock.session import Session
 from penstock.zoo import names
-from runs import MIB, Compared, apart, compare, in_room
+from runs import MIB, Compared, apart, compare, in_room, last_batches
 
 STEPS = 5
 """Two are recorded, one runs the first plan, the others the plan made with what that one measured."""
@@ -120,6 +120,13 @@ def test_what_is_freed_stays_once_a_plan_is_known_and_the_budget_holds(budget: s
     assert keeps[keeps.index(True) :].count(False) <= 1
     assert max(report.peak for report in reports[2:]) < found.compared.budget * 1.03 + FIXED
     assert reports[-1].predicted_peak == pytest.approx(reports[-1].peak, rel=0.05)
+
+
+def test_a_last_batch_of_its_own_has_few_steps_give_back_what_they_free() -> None:
+    found = apart(last_batches, 4, 20)
+    last = [keeps for keeps, _ in found[-20:]]
+    assert sum(last) >= 10
+    assert {report.mode for _, report in found[-10:]} == {"planned"}
 
 
 def test_where_the_processs_data_is_limited_nothing_that_is_freed_stays() -> None:

@@ -29,6 +29,8 @@ __all__ = ["Course", "Planner"]
 
 CHARTED = 3
 """Planned steps of each shape that are measured op by op."""
+_SOON = 8
+"""Steps of other shapes, after which one that was charted too seldom is not waited for."""
 SETTLING = 3
 """Steps after them that tell what it saves if what is freed stays: the first still takes it all anew."""
 LEARNING = CHARTED + 2 * SETTLING
@@ -57,6 +59,7 @@ class Course:
     anew: float  # seconds that it takes where nothing that is freed stays
     seconds: list[NDArray[np.float64]] = field(default_factory=list)  # by chart: ops x (own, host)
     settled: int = 0  # steps in which freed memory stayed
+    idle: int = 0  # steps of other shapes since one of this
     tried: tuple[Plan, float] | None = None  # the plan before the one that is tried; its seconds
     corrections: int = 0
     kept: int = 0  # bytes beside `slack` that the C allocator keeps of what is freed, where it may
@@ -93,6 +96,11 @@ class Course:
         return len(self.seconds) < CHARTED
 
     @property
+    def is_awaited(self) -> bool:
+        """Is it young, and may its next step come soon? A last batch of its own comes once an epoch."""
+        return self.is_young and self.idle < _SOON
+
+    @property
     def is_settling(self) -> bool:
         """Is it still to be measured what its ops take where what they free stays?"""
         return not self.is_young and self.settled < SETTLING * (2 if self.tried else 1)
@@ -115,6 +123,12 @@ class Planner:
 
     def course_of(self, program: Program | None) -> Course | None:
         return next((course for course in self.courses if course.program is program), None)
+
+    def passed(self, course: Course) -> None:
+        """A step of `course` was followed."""
+        for other in self.courses:
+            other.idle += 1
+        course.idle = 0
 
     def learn(
         self, course: Course, log: Log, measured: Timeline, needed: int, lacked: int, budget: int

@@ -202,12 +202,12 @@ class Session:
     def _begin(self) -> None:
         self._traffic = dict(self.engine.manager.statistics.traffic)
         courses = self._planner.courses
-        young = any(course.is_young for course in courses)
-        # What an op takes is seen only if what was freed has gone.
+        self.engine.young = [course.program for course in courses if course.is_young]
+        awaited = any(course.is_awaited for course in courses)
         keeps = (
             bool(courses)
             and all(course.recording.trace.is_dense for course in courses)
-            and not (self._recording or young)
+            and not (self._recording or awaited)
             and self.engine.may_keep_freed
         )
         if self._recording:
@@ -219,6 +219,7 @@ class Session:
         else:
             self._recorder.pause()
             # A young plan does not know yet how much the device holds beyond values.
+            young = bool(self.engine.young)
             self.engine.tolerant = young
             self.engine.begin_step(charted=young or self._on_close is not None)
         if keeps:
@@ -289,6 +290,7 @@ class Session:
             self._step_changed()
         elif followed is not None and course is not None:
             course.ran(seconds, keeps=keeps)
+            self._planner.passed(course)
             self._learn(course, log, report, needed)
         self._tell(replace(report, events=tuple(happened.events)))
 
@@ -299,7 +301,7 @@ class Session:
         if log is not None:
             self.measured, self.samples = log.chart(report.seconds, happened.stalls), log.samples
             self.charted = course.outcome
-            if course.is_young:
+            if course.is_young and not self.engine.keeps_freed:
                 with self._weighing(course):
                     self._planner.learn(course, log, self.measured, needed, happened.lacked, budget)
                 return

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import TraceError
-from penstock.ir.machine import Device, Direct, Link, Machine, Tier
+from penstock.ir.machine import Device, Direct, Faults, Link, Machine, Tier
 from penstock.ir.plan import Place, Plan
 from penstock.ir.store import FORMAT_VERSION, load, load_trace, save
 from penstock.ir.text import parse
@@ -233,6 +233,19 @@ SAMPLE = "[flops, moved, seconds, workspace, unwritten]"
             )
         ),
         ("device.costs", {"aten.mm": {"unwritten": 1.5}}, UNWRITTEN),
+        (
+            "device.faults",
+            {"smal": 1},
+            (
+                "device.faults has an unknown field 'smal'; did you mean small?; it takes small, "
+                "large, returned"
+            ),
+        ),
+        (
+            "device.faults",
+            {"large": -1},
+            "device.faults.large must be 0 or more, and finite, not -1",
+        ),
         ("tiers", {}, "tiers must be a list, not {}"),
         ("tiers.0", "host", 'tiers[0] must be an object, not "host"'),
         ("tiers.0.name", "", 'tiers[0].name must be a text, not ""'),
@@ -306,6 +319,14 @@ def test_placements_and_direct_rates_come_back(path):
         assert load(path) == document
 
 
-def test_a_machine_file_without_direct_rates_is_as_before(path):
+def test_a_machine_file_without_direct_rates_and_faults_is_as_before(path):
     write(path, MACHINE)
-    assert [tier.direct for tier in load(path).tiers] == [None]
+    machine = load(path)
+    assert [tier.direct for tier in machine.tiers] == [None]
+    assert not machine.device.faults
+
+
+def test_a_machine_keeps_what_faults_cost(path):
+    machine = Machine(Device("cpu", 2**40, faults=Faults(3e-10, 1e-10, 5e-11)))
+    save(path, machine)
+    assert load(path) == machine

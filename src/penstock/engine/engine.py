@@ -125,6 +125,7 @@ class Engine:
         self._allocator, self._rebase = allocator, rebase
         self._spare = 0  # bytes missing, from which what is free and kept goes back; mostly below 0
         self._held_before = 0  # bytes, when the allocator began to keep
+        self.young: list[Program] = []  # of what these take is still to be learnt
         self.tolerant = False  # recording: note an overrun and go on
         self.arrived = 0.0  # when the served call that runs now came in
         self._execute: Execute = _call
@@ -218,6 +219,8 @@ class Engine:
     def _enter(self, program: Program, index: int) -> None:
         """Follow `program` from op `index` on."""
         self.program = program
+        if index and any(program is one for one in self.young):
+            self.return_freed()  # what an op takes is seen only if what was freed has gone
         if self.log is not None and self.log.schedule is not program.schedule:
             self.log = Log(program.schedule, self.log.watch)
         self._funcs = (*program.funcs, None)
