@@ -181,6 +181,7 @@ def test_another_plan_is_tried_and_stays_only_if_it_is_faster(then: float, is_ba
     planner.settle(course, 400 * MIB)
     assert not course.is_settling
     assert (course.outcome.plan == before) is is_back
+    assert min(course.steps) == min(then, 145.0)  # what the plan in force took
     assert len(course.seconds) + course.settled == LEARNING
 
 

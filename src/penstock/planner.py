@@ -149,8 +149,11 @@ class Planner:
         measured, plan = min(course.steps), course.outcome.plan
         if course.tried is not None:
             (before, its_seconds), course.tried = course.tried, None
-            if measured > its_seconds:
-                self._follow(course, outcome(self._problem(course.recording.trace, budget), before))
+            found = outcome(self._problem(course.recording.trace, budget), before)
+            # More slack may have been learnt meanwhile, for which the one before has no room.
+            if measured > its_seconds and found.shortfall <= course.outcome.shortfall:
+                self._follow(course, found)
+                course.steps.append(its_seconds)
             return
         foretold = course.anew - course.outcome.timeline.seconds
         if foretold * _TELLING < course.anew:
