@@ -33,7 +33,7 @@ from penstock.record.fake import record_fake
 from penstock.simulate.roofline import priced
 from penstock.simulate.run import unbounded
 from penstock.zoo.workloads import Size, names, workload
-from zoo import MIB, in_process
+from zoo import MIB, WARM_UP, in_process
 
 RUNS = 2
 SKIPPED = {"moe": "what it does depends on its data", "varying": "its shapes vary"}
@@ -107,7 +107,7 @@ def main() -> None:
                 "slower": max(times) / seconds - 1,
                 "kept_seconds": kept,
                 "kept_seconds_error": guess["kept"] / kept - 1,
-                "plain_seconds": min(median(one["seconds"][3:]) for one in plain[name]),
+                "plain_seconds": min(median(one["seconds"][WARM_UP:]) for one in plain[name]),
             }
         )
     rows.sort(key=lambda row: -abs(row["seconds_error"]))

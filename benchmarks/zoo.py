@@ -32,6 +32,8 @@ from penstock.planner import LEARNING
 from penstock.session import settle
 from penstock.zoo.workloads import Size, names, workload
 
+WARM_UP = 2
+"""Plain steps that do not count."""
 MEASURED = 4
 """Planned steps after those from which the session still learns."""
 TIGHT = 6
@@ -136,7 +138,7 @@ def row(name: str, plain: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]
         "by": run["by"],
         "budget": run["budget"],
         "plain_peak": max(peak for _, peak in plain["tight"]),
-        "plain_seconds": median(plain["seconds"][2:]),
+        "plain_seconds": median(plain["seconds"][WARM_UP:]),
         "peak": max(one["peak"] for one in planned),
         "over": max(one["peak"] for one in planned) / run["budget"] - 1,
         "seconds": median(one["seconds"] for one in late),

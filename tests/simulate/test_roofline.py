@@ -14,7 +14,6 @@ from penstock.simulate.roofline import (
     Corrected,
     class_of,
     fitted,
-    freed_before,
     priced,
     rate_of,
 )
@@ -177,7 +176,12 @@ def test_what_is_overwritten_in_place_gives_no_byte_back() -> None:
         f b    h     -> y:A1K 1ms
         f c    y     -> z:A1K 1ms
     """)
-    assert freed_before(trace) == [0, 0, 0, 4 << 10]  # h dies with op 2, not with op 1
+    assert trace.columns.freed_before.tolist() == [
+        0,
+        0,
+        0,
+        4 << 10,
+    ]  # h dies with op 2, not with op 1
 
 
 # -- sizes that were seen -------------------------------------------------------------------------

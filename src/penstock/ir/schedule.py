@@ -219,6 +219,12 @@ class Schedule:
         return OpIndex(int(self.need.argmax())) if self.shortfall else None
 
     @cached_property
+    def here(self) -> tuple[ValueId, ...]:
+        """The values that the device holds when the step begins."""
+        elsewhere = {*(value for value, _ in self.away), *self.below}
+        return tuple(value for value in self.trace.initial if value not in elsewhere)
+
+    @cached_property
     def transfers(self) -> tuple[Transfer, ...]:
         copies, size = self.copies, self.trace.columns.nbytes[self.copies.value].tolist()
         columns = copies.value.tolist(), copies.tier.tolist(), copies.inward.tolist(), size

@@ -128,7 +128,7 @@ class Columns:
     seconds: NDArray[np.float64]  # by op
     host_seconds: NDArray[np.float64]  # by op
     workspace: NDArray[np.int64]  # by op
-    freed: NDArray[np.int64]  # by op: bytes that go back when it has run
+    freed_before: NDArray[np.int64]  # by op: bytes that went back since the op before ran
     nbytes: NDArray[np.int64]  # by value
     kind: NDArray[np.int64]  # by value: position in `Kind`
 
@@ -162,8 +162,9 @@ class Trace:
             np.array([op.host_seconds for op in self.ops], np.float64),
             np.array([op.workspace for op in self.ops], np.int64),
             np.array(
-                [sum(self.values[v].nbytes for v in gone) for gone in self.freed_after], np.int64
-            ),
+                [0, *(sum(self.values[v].nbytes for v in gone) for gone in self.freed_after)],
+                np.int64,
+            )[: len(self.ops)],
             np.array([value.nbytes for value in self.values], np.int64),
             np.array([number[value.kind] for value in self.values], np.int64),
         )

@@ -23,7 +23,7 @@ from penstock.ir.trace import Op, Phase, Trace
 from penstock.record.measure import stopwatch_for
 from penstock.record.step import Recorder
 from penstock.record.yardsticks import Loop, large_loops, loops
-from penstock.simulate.roofline import fitted, freed_before, host_key, keys_of
+from penstock.simulate.roofline import fitted, host_key, keys_of
 
 __all__ = ["calibrated"]
 
@@ -140,7 +140,7 @@ def _samples(traces: Sequence[Trace]) -> Iterator[Keyed]:
 def _hosts(traces: Sequence[Trace]) -> Iterator[Keyed]:
     """The host's time before each op, by phase."""
     steps = zip(*(trace.ops for trace in traces), strict=True)
-    for ops, freed in zip(steps, freed_before(traces[0]), strict=True):
+    for ops, freed in zip(steps, traces[0].columns.freed_before.tolist(), strict=True):
         yield host_key(ops[0]), Sample(0, freed, median(one.host_seconds for one in ops))
 
 

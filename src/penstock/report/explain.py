@@ -285,8 +285,8 @@ def _limits(problem: Problem, found: Outcome) -> Paragraph:
     ]
     if again:
         lines.append(f"recomputation: {_part(again, timeline.seconds)}")
+    by = _what_slows(problem, timeline)
     if dragged > 1e-9:
-        by = "copies and page faults" if problem.machine.device.faults else "copies"
         lines.append(f"compute slowed down by {by}: {_part(dragged, timeline.seconds)}")
     for lane in timeline.lanes:
         moved = f", {mib(timeline.traffic[lane])}" if lane in timeline.traffic else ""
@@ -296,7 +296,7 @@ def _limits(problem: Problem, found: Outcome) -> Paragraph:
         where = f" at {trace.describe_op(op)}" if op is not None else ""
         lines.append(f"so: the plan does not fit, {mib(found.shortfall)} are missing{where}")
     else:
-        lines.append(f"so: {_verdict(timeline, plain, dragged)}")
+        lines.append(f"so: {_verdict(timeline, plain, dragged, by)}")
     return Paragraph("What limits the step", tuple(lines))
 
 
@@ -307,7 +307,14 @@ _CAUSES = {
 }
 
 
-def _verdict(timeline: Timeline, plain: float, dragged: float) -> str:
+def _what_slows(problem: Problem, timeline: Timeline) -> str:
+    """What can make ops take longer than without a budget."""
+    if not problem.machine.device.faults:
+        return "copies"
+    return "copies and page faults" if timeline.lanes[1:] else "page faults"
+
+
+def _verdict(timeline: Timeline, plain: float, dragged: float, by: str) -> str:
     if timeline.seconds <= _CALM * plain:
         return "compute is the limit; the budget costs next to nothing"
     losses: dict[str, float] = {
@@ -321,9 +328,7 @@ def _verdict(timeline: Timeline, plain: float, dragged: float) -> str:
     if worst == "again":
         return "recomputation is the limit; a faster tier would let more be swapped"
     if worst == "drag":
-        if not busiest:
-            return "memory that was given back must be taken anew"
-        return f"copies take speed from compute; {busiest} is the busiest"
+        return f"{by} take speed from compute" + (f"; {busiest} is the busiest" if busiest else "")
     if timeline.busy(busiest) >= 0.8 * timeline.seconds:
         return f"{busiest} is the limit: it hardly ever rests"
     if worst == Cause.INPUT:

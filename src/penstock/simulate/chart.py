@@ -122,8 +122,7 @@ def changes(schedule: Schedule, times: Times) -> Changes:
         change(at, kind[values], sign * size[values], values, order)
 
     leaving = np.array([v for v, t in schedule.away if earlier_end[t] > 0], np.int32)
-    elsewhere = {*(value for value, _ in schedule.away), *schedule.below}
-    initial = np.array([v for v in trace.initial if v not in elsewhere], np.int32)
+    initial = np.array(schedule.here, np.int32)
     change_values(np.zeros(len(initial)), initial, 1, -1)
     change_values(np.zeros(len(leaving)), leaving, 1, -1)
     until = np.array([earlier_end[t] for _, t in schedule.away if earlier_end[t] > 0], np.float64)

@@ -28,7 +28,6 @@ __all__ = [
     "Corrected",
     "class_of",
     "fitted",
-    "freed_before",
     "host_key",
     "keys_of",
     "priced",
@@ -93,7 +92,7 @@ def priced(trace: Trace, machine: Machine) -> Trace:
     paces = {phase: Corrected(device.costs.get(phase, Rate())) for phase in set(phases)}
     hosts = [
         paces[phase].cost(0, freed).seconds
-        for phase, freed in zip(phases, freed_before(trace), strict=True)
+        for phase, freed in zip(phases, trace.columns.freed_before.tolist(), strict=True)
     ]
     if trace.device == "cuda":
         hosts = idle_before([op.name for op in trace.ops], hosts, [cost.seconds for cost in costs])
@@ -221,11 +220,6 @@ def class_of(name: str) -> str:
 def host_key(op: Op) -> str:
     """What calibration calls the host's time before an op of this phase."""
     return f"host {op.phase.value}"
-
-
-def freed_before(trace: Trace) -> list[int]:
-    """By op, the bytes that the host gave back between the op before and this one."""
-    return [0, *trace.columns.freed.tolist()][: len(trace.ops)]
 
 
 # -- calibration --------------------------------------------------------------------------------

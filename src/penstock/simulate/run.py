@@ -117,8 +117,7 @@ def _columns(schedule: Schedule, machine: Machine) -> _Columns:
     )
     drops = schedule.verb == Verb.DROP
     frees[drops] += nbytes[schedule.subject[drops]]
-    elsewhere = {*(value for value, _ in schedule.away), *schedule.below}
-    begins = sum(int(nbytes[value]) for value in schedule.trace.initial if value not in elsewhere)
+    begins = int(nbytes[list(schedule.here)].sum())
 
     copies = schedule.copies
     tiers = [machine.tier(name) for name in copies.tiers]
@@ -173,9 +172,8 @@ def _spared(schedule: Schedule, scratch: NDArray[np.int64], faults: Faults) -> N
 def _spared_by_host(trace: Trace, faults: Faults) -> NDArray[np.float64]:
     """By op: the host's seconds before it that went to giving memory back."""
     ops = trace.columns
-    freed = np.concatenate(([0], ops.freed))[: len(ops.freed)]
     found: NDArray[np.float64] = np.minimum(
-        faults.returned * freed, _SPARED_AT_MOST * ops.host_seconds
+        faults.returned * ops.freed_before, _SPARED_AT_MOST * ops.host_seconds
     )
     return found
 
