@@ -197,3 +197,17 @@ def test_a_shape_that_comes_seldom_is_not_waited_for() -> None:
     assert seldom.is_young and not seldom.is_awaited
     planner.passed(seldom)
     assert seldom.is_awaited
+
+
+def test_shapes_that_settle_one_after_the_other_teach_the_same_thing_once() -> None:
+    planner, first = staying(Keep())
+    second = replace(first, program=object(), steps=first.steps.copy())
+    planner.courses.append(second)
+    for course in (first, second):
+        for _ in range(SETTLING):
+            course.settled += 1
+            course.ran(128.75, keeps=True)  # both save half of what was foretold
+    for course in (first, second):
+        planner.settle(course, 400 * MIB)
+        assert planner.machine.device.faults == KEPT.scaled(0.5)
+        assert course.foretold(keeps=True) == pytest.approx(128.75)

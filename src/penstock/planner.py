@@ -155,7 +155,8 @@ class Planner:
                 self._follow(course, found)
                 course.steps.append(its_seconds)
             return
-        foretold = course.anew - course.outcome.timeline.seconds
+        # By what is known now: another shape may have settled since this one was priced.
+        foretold = course.anew - price(course.outcome.schedule, self.machine).seconds
         if foretold * _TELLING < course.anew:
             return
         factor = min(max(0.0, (course.anew - measured) / foretold), _MOST_MORE)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from penstock import policies
-from penstock.ir.machine import Device, Link, Machine, Tier
+from penstock.ir.machine import Device, Faults, Link, Machine, Tier
 from penstock.ir.plan import Plan, Recompute, Swap
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
@@ -204,3 +204,13 @@ def test_a_report_is_told_with_how_far_the_prediction_was_off():
     assert "peak +25.0%" in text and "seconds -20.0%" in text
     bare = {**body, "predicted": None, "measured": None, "without_budget": None, "steps": []}
     assert len(explain_report(bare)) == 1
+
+
+def test_page_faults_are_not_blamed_on_copies(machine):
+    """Of 150 MiB a step of 130 can keep little: it takes its blocks anew, and copies nothing."""
+    machine = replace(machine, device=replace(machine.device, faults=Faults(large=2.0**-22)))
+    trace = parse("f a x:I10M -> h:A40M! 30s\nf b h -> y:A40M! 30s\nb c y h -> g:T40M 30s")
+    text = explained(trace, Plan(), machine, 150 * MIB)
+    assert "compute slowed down by page faults: 30 s (33%)" in text
+    assert "so: page faults take speed from compute" in text
+    assert "copies" not in text
