@@ -4,11 +4,15 @@ A step is planned from what its recording measured. Then a few planned steps are
 take beside copies, how fast the links are under load, how many bytes the allocator holds beyond
 values. From the first chart a new plan is made, from the others a better prediction of the same one.
 Where freed memory may stay with the process, steps then get faster: a few of them tell by how much.
+
+Simulation is not exact to a few percent, least of all in what copies cost compute: ops are timed beside
+those of the plan in force. So a policy that doubts is asked for other plans, which are tried; the
+fastest stays.
 """
 
-import math
 from collections import deque
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +22,7 @@ from penstock.engine.log import Log
 from penstock.engine.program import Program, compile_program
 from penstock.ir.machine import Faults, Machine
 from penstock.ir.plan import Plan
-from penstock.ir.policy import Policy, Problem
+from penstock.ir.policy import Doubting, Policy, Problem
 from penstock.ir.timeline import Timeline
 from penstock.ir.trace import Trace
 from penstock.record.step import Recording
@@ -33,12 +37,16 @@ _SOON = 8
 """Steps of other shapes, after which one that was charted too seldom is not waited for."""
 SETTLING = 3
 """Steps after them that tell what it saves if what is freed stays: the first still takes it all anew."""
-LEARNING = CHARTED + 2 * SETTLING
-"""Planned steps after which no more is learnt of a shape: another plan may be tried meanwhile."""
+_TRIED = 3
+"""Other plans that are tried at most: one if faults cost something else, and what the policy doubts."""
+LEARNING = CHARTED + (1 + _TRIED) * SETTLING
+"""Planned steps after which no more is learnt of a shape."""
 _TELLING, _MOST_MORE = 50, 2.0
 """One part in so many of the step must be saved to tell anything; how much more than was foretold."""
 _GAIN = 0.03
 """Share of the step that a plan must then save by simulation to be tried: the other was measured."""
+_LOSS = 0.15
+"""Share of the step that one which comes of a doubt may take longer by simulation, and still be tried."""
 _CORRECTIONS = 6
 """Later plans for one shape, made because the device held more than was planned."""
 _RESERVE = 128
@@ -57,10 +65,12 @@ class Course:
     outcome: Outcome
     program: Program
     anew: float  # seconds that it takes where nothing that is freed stays
+    doubt: int | None = None  # of the policy's: for which machine the plan was made; None: for this
     seconds: list[NDArray[np.float64]] = field(default_factory=list)  # by chart: ops x (own, host)
-    settled: int = 0  # steps in which freed memory stayed
+    calm: list[float] = field(default_factory=list)  # seconds of steps as they will be from now on
     idle: int = 0  # steps of other shapes since one of this
-    tried: tuple[Plan, float] | None = None  # the plan before the one that is tried; its seconds
+    rivals: list[int | None] | None = None  # doubts yet to be planned for; None: all of them
+    tried: "_Before | None" = None  # the plan before the one that is tried now
     corrections: int = 0
     kept: int = 0  # bytes beside `slack` that the C allocator keeps of what is freed, where it may
     # Seconds of the last steps, charted ones too, as if the plan in force had been all along.
@@ -102,8 +112,21 @@ class Course:
 
     @property
     def is_settling(self) -> bool:
-        """Is it still to be measured what its ops take where what they free stays?"""
-        return not self.is_young and self.settled < SETTLING * (2 if self.tried else 1)
+        """Is it still to be measured what its steps take, or those of a plan that is tried?"""
+        return not self.is_young and (self.rivals is None or self.tried is not None)
+
+    @property
+    def has_settled(self) -> bool:
+        """Do enough steps of the plan in force tell that?"""
+        return len(self.calm) >= SETTLING
+
+
+class _Before(NamedTuple):
+    """A plan that was measured, while another is tried."""
+
+    plan: Plan
+    seconds: float  # of its steps
+    doubt: int | None
 
 
 class Planner:
@@ -142,28 +165,57 @@ class Planner:
         self._plan_again(course, course.slack + more, budget, keep=not is_first and not lacked)
 
     def settle(self, course: Course, budget: int) -> None:
-        """Steps of `course` were followed in which freed memory stayed: did it save what was foretold?
+        """A few steps of `course` ran as later ones will: is another plan faster?
 
-        If that says that another plan is faster, it is tried: is it?
+        The first such steps tell what it saves that freed memory stays. Then others are tried in turn.
         """
-        measured, plan = min(course.steps), course.outcome.plan
-        if course.tried is not None:
-            (before, its_seconds), course.tried = course.tried, None
-            found = outcome(self._problem(course.recording.trace, budget), before)
-            # More slack may have been learnt meanwhile, for which the one before has no room.
-            if measured > its_seconds and found.shortfall <= course.outcome.shortfall:
-                self._follow(course, found)
-                course.steps.append(its_seconds)
-            return
+        if course.rivals is None:
+            course.rivals = [None] if self._learn_faults(course, budget) else []
+            if isinstance(self.policy, Doubting) and course.outcome.plan.swaps:
+                course.rivals += range(len(self.policy.doubts(self.machine)))
+        elif course.tried is not None:
+            self._judge(course, budget)
+        while course.rivals and course.tried is None:
+            self._try(course, course.rivals.pop(0), budget)
+
+    def _learn_faults(self, course: Course, budget: int) -> bool:
+        """Freed memory stayed in a few steps: did it save what was foretold? False: it tells nothing."""
         # By what is known now: another shape may have settled since this one was priced.
         foretold = course.anew - price(course.outcome.schedule, self.machine).seconds
         if foretold * _TELLING < course.anew:
-            return
-        factor = min(max(0.0, (course.anew - measured) / foretold), _MOST_MORE)
+            return False
+        factor = min(max(0.0, (course.anew - min(course.calm)) / foretold), _MOST_MORE)
         self.machine = self._with(self.machine.device.faults.scaled(factor))
-        self._plan_again(course, course.slack, budget, keep=False, gain=_GAIN)
-        if course.outcome.plan != plan:
-            course.tried = plan, measured
+        self._plan_again(course, course.slack, budget, keep=True)
+        return True
+
+    def _try(self, course: Course, doubt: int | None, budget: int) -> None:
+        """Follow the plan for a doubt, should simulation not think it too slow."""
+        before = course.outcome
+        other = self._ask(self._problem(course.recording.trace, budget), doubt)
+        ratio = other.timeline.seconds / before.timeline.seconds
+        may_be_faster = ratio <= (1 - _GAIN if doubt is None else 1 + _LOSS)
+        is_another = other.plan.decisions != before.plan.decisions
+        if is_another and may_be_faster and other.missing <= before.missing:
+            course.tried = _Before(before.plan, min(course.calm), course.doubt)
+            course.scale(other.timeline.seconds, before.timeline.seconds)
+            course.doubt, course.calm = doubt, []
+            self._follow(course, other)
+
+    def _judge(self, course: Course, budget: int) -> None:
+        """Another plan was tried: is it faster than the one before?"""
+        assert course.tried is not None
+        before, course.tried = course.tried, None
+        if min(course.calm) <= before.seconds:
+            return
+        problem, missing = self._problem(course.recording.trace, budget), course.outcome.missing
+        found = outcome(problem, before.plan)
+        if found.missing > missing:  # more slack was learnt meanwhile, for which it has no room
+            found = self._ask(problem, before.doubt)
+        if found.missing <= missing:
+            course.doubt, course.calm = before.doubt, [before.seconds]
+            self._follow(course, found)
+            course.steps.append(before.seconds)
 
     def weigh(self, course: Course, slack: int, budget: int) -> bool:
         """The device holds `slack` bytes beyond values now: did that change what was planned?"""
@@ -195,24 +247,26 @@ class Planner:
     def _problem(self, trace: Trace, budget: int) -> Problem:
         return Problem(trace, self.machine, budget - budget // _RESERVE)
 
-    def _plan_again(
-        self, course: Course, slack: int, budget: int, *, keep: bool, gain: float = -math.inf
-    ) -> None:
-        """Plan anew with what was learnt; or `keep` the plan, and predict it better.
+    def _ask(self, problem: Problem, doubt: int | None) -> Outcome:
+        """The policy's plan for this machine, or for one that it takes it for; priced for this."""
+        if doubt is None or not isinstance(self.policy, Doubting):
+            return policies.ask(self.policy, problem)
+        machine = self.policy.doubts(problem.machine)[doubt]
+        found = policies.ask(self.policy, replace(problem, machine=machine))
+        return outcome(problem, found.plan)
 
-        `gain`: the share of the step that a new plan must save.
-        """
+    def _plan_again(self, course: Course, slack: int, budget: int, *, keep: bool) -> None:
+        """Plan anew with what was learnt; or `keep` the plan, and predict it better."""
         known = course.recording.trace
         trace = known.relearnt(max(0, slack), _typical(len(known.ops), course.seconds))
         problem = self._problem(trace, budget)
         found = outcome(problem, course.outcome.plan)
-        lacks_more = found.shortfall > course.outcome.shortfall
-        if not keep or lacks_more:
-            other = policies.ask(self.policy, problem)
-            saved = found.timeline.seconds - other.timeline.seconds
-            if lacks_more or saved >= gain * found.timeline.seconds:
-                course.scale(other.timeline.seconds, found.timeline.seconds)
-                found = other
+        if not keep or found.shortfall > course.outcome.shortfall:
+            other = self._ask(problem, course.doubt)
+            if other.missing and course.doubt is not None:  # there was room for it before
+                course.doubt, other = None, self._ask(problem, None)
+            course.scale(other.timeline.seconds, found.timeline.seconds)
+            found = other
         course.recording = replace(course.recording, trace=trace)
         self._follow(course, found)
 
@@ -241,10 +295,9 @@ def _typical(ops: int, charts: list[NDArray[np.float64]]) -> NDArray[np.float64]
     The median of each op, so that a disturbance does not count; but times are skewed, and a sum of
     medians is too low: scaled, so that the whole is the median whole.
     """
-    found = np.full((ops, 2), np.nan)
     if not charts:
-        return found
-    stacked = np.stack(charts)
+        return np.full((ops, 2), np.nan)
+    stacked, found = np.stack(charts), np.full((ops, 2), np.nan)
     told = ~np.isnan(stacked).all(axis=0)
     found[told] = np.nanmedian(stacked[:, told], axis=0)
     always = ~np.isnan(stacked).any(axis=0)

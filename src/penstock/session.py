@@ -204,10 +204,11 @@ class Session:
         courses = self._planner.courses
         self.engine.young = [course.program for course in courses if course.is_young]
         awaited = any(course.is_awaited for course in courses)
+        # Does this step run as later ones will: is nothing left that has all memory given back?
+        self._is_calm = bool(courses) and not (self._recording or awaited)
         keeps = (
-            bool(courses)
+            self._is_calm
             and all(course.recording.trace.is_dense for course in courses)
-            and not (self._recording or awaited)
             and self.engine.may_keep_freed
         )
         if self._recording:
@@ -307,9 +308,9 @@ class Session:
                 return
         if not course.outcome.plan.decisions:
             course.kept = max(0, needed - course.outcome.timeline.peak)
-        if self.engine.keeps_freed and course.is_settling:
-            course.settled += 1
-            if not course.is_settling:
+        if self._is_calm and course.is_settling:
+            course.calm.append(report.seconds)
+            if course.has_settled:
                 with self._weighing(course):
                     self._planner.settle(course, budget)
         excess = max(happened.lacked, needed - budget)

@@ -9,7 +9,7 @@ from penstock.ir.machine import Machine
 from penstock.ir.plan import Plan, sources_of_remakes
 from penstock.ir.trace import Gap, OpIndex, StorageId, Trace
 
-__all__ = ["Accounted", "Accounting", "Counts", "Need", "Paper", "Policy", "Problem"]
+__all__ = ["Accounted", "Accounting", "Counts", "Doubting", "Need", "Paper", "Policy", "Problem"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,18 @@ class Policy(Protocol):
     needs: ClassVar[frozenset[Need]]
 
     def __call__(self, problem: Problem) -> Plan: ...
+
+
+@runtime_checkable
+class Doubting(Policy, Protocol):
+    """A policy that does not take the simulator's word where plans are about as fast.
+
+    A session also tries what is planned for other machines, and follows the fastest as measured.
+    """
+
+    def doubts(self, machine: Machine) -> tuple[Machine, ...]:
+        """Machines for which a plan might be faster on `machine` than the one for itself."""
+        ...
 
 
 Accounting: TypeAlias = Literal["ours", "paper"]
