@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from penstock.ir.machine import Device, Faults, Link, Machine, Tier
 from penstock.ir.plan import Plan
-from penstock.ir.policy import Problem
+from penstock.ir.policy import Policy, Problem
 from penstock.ir.text import parse
 from penstock.ir.trace import Trace
 from penstock.planner import CHARTED, SETTLING, Course, Planner, _typical
@@ -184,22 +184,15 @@ def test_another_plan_is_tried_and_stays_only_if_it_is_faster(then: float, is_ba
     assert min(course.steps) == min(then, 145.0)  # what the plan in force took
 
 
-@dataclass
-class Doubtful:
-    """Swaps all where there is anywhere to; may it be better not to?"""
+class Doubtful(SwapAll):
+    """Swaps all; may it be better not to?"""
 
-    paper = None
-    needs = frozenset()
-
-    def __call__(self, problem: Problem) -> Plan:
-        return (SwapAll() if problem.machine.tiers else Keep())(problem)
-
-    def doubts(self, machine: Machine) -> tuple[Machine, ...]:
-        return machine, machine.with_tiers()  # the first leads to the same plan
+    def rivals(self) -> tuple[Policy, ...]:
+        return SwapAll(), Keep()  # the first leads to the same plan
 
 
 @pytest.mark.parametrize(("then", "is_back"), [(0.9, False), (1.1, True)])
-def test_a_plan_that_comes_of_a_doubt_is_tried(then: float, is_back: bool) -> None:
+def test_the_plan_of_a_rival_is_tried(then: float, is_back: bool) -> None:
     planner, course = staying(Doubtful())
     before, usual = course.outcome.plan, course.foretold(keeps=True)
     settle(planner, course, usual)
@@ -212,7 +205,7 @@ def test_a_plan_that_comes_of_a_doubt_is_tried(then: float, is_back: bool) -> No
     assert bool(course.outcome.plan.swaps) is is_back
 
 
-def test_a_plan_that_comes_of_a_doubt_is_given_up_where_it_no_longer_fits() -> None:
+def test_the_plan_of_a_rival_is_given_up_where_it_no_longer_fits() -> None:
     planner, course = staying(Doubtful())
     usual = course.foretold(keeps=True)
     settle(planner, course, usual)

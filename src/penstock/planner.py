@@ -6,8 +6,7 @@ values. From the first chart a new plan is made, from the others a better predic
 Where freed memory may stay with the process, steps then get faster: a few of them tell by how much.
 
 Simulation is not exact to a few percent, least of all in what copies cost compute: ops are timed beside
-those of the plan in force. So a policy that doubts is asked for other plans, which are tried; the
-fastest stays.
+those of the plan in force. So a policy may have rivals, whose plans are tried; the fastest stays.
 """
 
 from collections import deque
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from penstock import policies
 from penstock.engine.log import Log
 from penstock.engine.program import Program, compile_program
+from penstock.errors import NeedError
 from penstock.ir.machine import Faults, Machine
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Doubting, Policy, Problem
@@ -38,7 +38,7 @@ _SOON = 8
 SETTLING = 3
 """Steps after them that tell what it saves if what is freed stays: the first still takes it all anew."""
 _TRIED = 3
-"""Other plans that are tried at most: one if faults cost something else, and what the policy doubts."""
+"""Other plans that are tried at most: one if faults cost something else, and those of rivals."""
 LEARNING = CHARTED + (1 + _TRIED) * SETTLING
 """Planned steps after which no more is learnt of a shape."""
 _TELLING, _MOST_MORE = 50, 2.0
@@ -46,7 +46,7 @@ _TELLING, _MOST_MORE = 50, 2.0
 _GAIN = 0.03
 """Share of the step that a plan must then save by simulation to be tried: the other was measured."""
 _LOSS = 0.15
-"""Share of the step that one which comes of a doubt may take longer by simulation, and still be tried."""
+"""Share of the step that a rival's may take longer by simulation, and still be tried."""
 _CORRECTIONS = 6
 """Later plans for one shape, made because the device held more than was planned."""
 _RESERVE = 128
@@ -65,11 +65,11 @@ class Course:
     outcome: Outcome
     program: Program
     anew: float  # seconds that it takes where nothing that is freed stays
-    doubt: int | None = None  # of the policy's: for which machine the plan was made; None: for this
+    policy: Policy  # whose plan that is
     seconds: list[NDArray[np.float64]] = field(default_factory=list)  # by chart: ops x (own, host)
     calm: list[float] = field(default_factory=list)  # seconds of steps as they will be from now on
     idle: int = 0  # steps of other shapes since one of this
-    rivals: list[int | None] | None = None  # doubts yet to be planned for; None: all of them
+    rivals: list[Policy] | None = None  # whose plans may yet be tried; None: nothing has settled
     tried: "_Before | None" = None  # the plan before the one that is tried now
     corrections: int = 0
     kept: int = 0  # bytes beside `slack` that the C allocator keeps of what is freed, where it may
@@ -126,7 +126,7 @@ class _Before(NamedTuple):
 
     plan: Plan
     seconds: float  # of its steps
-    doubt: int | None
+    policy: Policy
 
 
 class Planner:
@@ -139,7 +139,8 @@ class Planner:
     def plan(self, recording: Recording, budget: int) -> Course:
         """Plan a step that was just recorded. Raises `NeedError` if the policy lacks something."""
         found = policies.ask(self.policy, self._problem(recording.trace, budget))
-        course = Course(recording, found, _compiled(recording, found), self._anew(found))
+        program = _compiled(recording, found)
+        course = Course(recording, found, program, self._anew(found), self.policy)
         others = [other for other in self.courses if not _same_shape(other, course)]
         self.courses = [course, *others][:_REMEMBERED]
         return course
@@ -170,9 +171,9 @@ class Planner:
         The first such steps tell what it saves that freed memory stays. Then others are tried in turn.
         """
         if course.rivals is None:
-            course.rivals = [None] if self._learn_faults(course, budget) else []
-            if isinstance(self.policy, Doubting) and course.outcome.plan.swaps:
-                course.rivals += range(len(self.policy.doubts(self.machine)))
+            course.rivals = [self.policy] if self._learn_faults(course, budget) else []
+            if isinstance(self.policy, Doubting) and course.outcome.plan.decisions:
+                course.rivals += self.policy.rivals()
         elif course.tried is not None:
             self._judge(course, budget)
         while course.rivals and course.tried is None:
@@ -189,17 +190,20 @@ class Planner:
         self._plan_again(course, course.slack, budget, keep=True)
         return True
 
-    def _try(self, course: Course, doubt: int | None, budget: int) -> None:
-        """Follow the plan for a doubt, should simulation not think it too slow."""
+    def _try(self, course: Course, rival: Policy, budget: int) -> None:
+        """Follow the plan of `rival`, should simulation not think it too slow."""
         before = course.outcome
-        other = self._ask(self._problem(course.recording.trace, budget), doubt)
+        try:
+            other = policies.ask(rival, self._problem(course.recording.trace, budget))
+        except NeedError:
+            return
         ratio = other.timeline.seconds / before.timeline.seconds
-        may_be_faster = ratio <= (1 - _GAIN if doubt is None else 1 + _LOSS)
+        may_be_faster = ratio <= (1 - _GAIN if rival is self.policy else 1 + _LOSS)
         is_another = other.plan.decisions != before.plan.decisions
         if is_another and may_be_faster and other.missing <= before.missing:
-            course.tried = _Before(before.plan, min(course.calm), course.doubt)
+            course.tried = _Before(before.plan, min(course.calm), course.policy)
             course.scale(other.timeline.seconds, before.timeline.seconds)
-            course.doubt, course.calm = doubt, []
+            course.policy, course.calm = rival, []
             self._follow(course, other)
 
     def _judge(self, course: Course, budget: int) -> None:
@@ -211,9 +215,9 @@ class Planner:
         problem, missing = self._problem(course.recording.trace, budget), course.outcome.missing
         found = outcome(problem, before.plan)
         if found.missing > missing:  # more slack was learnt meanwhile, for which it has no room
-            found = self._ask(problem, before.doubt)
+            found = policies.ask(before.policy, problem)
         if found.missing <= missing:
-            course.doubt, course.calm = before.doubt, [before.seconds]
+            course.policy, course.calm = before.policy, [before.seconds]
             self._follow(course, found)
             course.steps.append(before.seconds)
 
@@ -247,14 +251,6 @@ class Planner:
     def _problem(self, trace: Trace, budget: int) -> Problem:
         return Problem(trace, self.machine, budget - budget // _RESERVE)
 
-    def _ask(self, problem: Problem, doubt: int | None) -> Outcome:
-        """The policy's plan for this machine, or for one that it takes it for; priced for this."""
-        if doubt is None or not isinstance(self.policy, Doubting):
-            return policies.ask(self.policy, problem)
-        machine = self.policy.doubts(problem.machine)[doubt]
-        found = policies.ask(self.policy, replace(problem, machine=machine))
-        return outcome(problem, found.plan)
-
     def _plan_again(self, course: Course, slack: int, budget: int, *, keep: bool) -> None:
         """Plan anew with what was learnt; or `keep` the plan, and predict it better."""
         known = course.recording.trace
@@ -262,9 +258,9 @@ class Planner:
         problem = self._problem(trace, budget)
         found = outcome(problem, course.outcome.plan)
         if not keep or found.shortfall > course.outcome.shortfall:
-            other = self._ask(problem, course.doubt)
-            if other.missing and course.doubt is not None:  # there was room for it before
-                course.doubt, other = None, self._ask(problem, None)
+            other = policies.ask(course.policy, problem)
+            if other.missing and course.policy is not self.policy:  # there was room for it before
+                course.policy, other = self.policy, policies.ask(self.policy, problem)
             course.scale(other.timeline.seconds, found.timeline.seconds)
             found = other
         course.recording = replace(course.recording, trace=trace)

@@ -82,12 +82,10 @@ class Policy(Protocol):
 class Doubting(Policy, Protocol):
     """A policy that does not take the simulator's word where plans are about as fast.
 
-    A session also tries what is planned for other machines, and follows the fastest as measured.
+    A session also tries those of its rivals, and follows the fastest as measured.
     """
 
-    def doubts(self, machine: Machine) -> tuple[Machine, ...]:
-        """Machines for which a plan might be faster on `machine` than the one for itself."""
-        ...
+    def rivals(self) -> "tuple[Policy, ...]": ...
 
 
 Accounting: TypeAlias = Literal["ours", "paper"]

@@ -6,8 +6,8 @@ Idea      No method wins everywhere. Planning costs seconds, simulating millisec
           Where ops can use a slow memory as it lies, those are asked too who leave values there.
           Then blend: copies cost nothing while the link keeps up, remakes cost the same at any time. So
           search for how much of each method's remakes to make, swap the rest, and set triggers anew.
-Assumes   That the simulator tells the truth, but for what copies cost compute: ops are timed beside
-          them. So a session also tries the plan without copies, and one that makes few.
+Assumes   That the simulator tells the truth, to a few percent: a session also tries the plans of those
+          who were often the fastest when carried out.
 Inferred  A blend must be `gain` faster than the best answer: what many have used is surer.
 Reads     Everything, through the policies that it asks.
 """
@@ -19,7 +19,7 @@ from typing import ClassVar
 from penstock.errors import NeedError, PlanError
 from penstock.ir.machine import Machine
 from penstock.ir.plan import Plan
-from penstock.ir.policy import Need, Policy, Problem
+from penstock.ir.policy import Need, Paper, Policy, Problem
 from penstock.policies import ask, configured, quick
 from penstock.simulate.run import unbounded
 from penstock.solve.best import Outcome
@@ -34,14 +34,16 @@ class Auto:
 
     # Whom to ask; `all`: all that need no time limit. Few, and none that tries for long to fit alone: a
     # step is planned again while it runs, as long as its times are being learnt.
-    among: str = "belady capuchin:rounds=7 chen dtr:rounds=1 g10 keep rotor:time_limit=1 swap-all"
+    among: str = "belady capuchin:rounds=7 chen dtr:rounds=1 g10 keep swap-all"
     direct: str = "autotm:time_limit=2 sentinel"  # asked too where ops use a slow memory as it lies
     blends: int = 60  # plans that are tried beside the answers
     seconds: float = 1.0  # after which no other is tried
     gain: float = 0.01  # share of the step's time that a blend must save to be preferred
-    drag: float = 0.3  # of its speed: what compute might lose to a copy, though no tier says so
+    tried: str = (
+        "capuchin dtr rotor:time_limit=1"  # whose plans a session tries too, if about as fast
+    )
 
-    paper: ClassVar[None] = None
+    paper: ClassVar[Paper | None] = None
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     def __call__(self, problem: Problem) -> Plan:
@@ -57,9 +59,10 @@ class Auto:
             return replace(blend.plan, policy=problem.given.policy)  # whoever asks signs it
         return best.plan
 
-    def doubts(self, machine: Machine) -> tuple[Machine, ...]:
-        dragged = (replace(tier, drag=max(tier.drag, self.drag)) for tier in machine.tiers)
-        return machine.with_tiers(), machine.with_tiers(*dragged)
+    def rivals(self) -> tuple[Policy, ...]:
+        """Each of `tried`, completed where it moves too little."""
+        alone = replace(self, direct="", blends=0, tried="")
+        return tuple(replace(alone, among=name) for name in self.tried.split())
 
     def asked(self, machine: Machine) -> list[str]:
         if self.among == "all":
