@@ -37,7 +37,7 @@ _SOON = 8
 """Steps of other shapes, after which one that was charted too seldom is not waited for."""
 SETTLING = 3
 """Steps after them that tell what it saves if what is freed stays: the first still takes it all anew."""
-_TRIED = 3
+_TRIED = 4
 """Other plans that are tried at most: one if faults cost something else, and those of rivals."""
 LEARNING = CHARTED + (1 + _TRIED) * SETTLING
 """Planned steps after which no more is learnt of a shape."""
@@ -173,7 +173,7 @@ class Planner:
         if course.rivals is None:
             course.rivals = [self.policy] if self._learn_faults(course, budget) else []
             if isinstance(self.policy, Doubting) and course.outcome.plan.decisions:
-                course.rivals += self.policy.rivals()
+                course.rivals += self.policy.rivals()[: _TRIED - 1]
         elif course.tried is not None:
             self._judge(course, budget)
         while course.rivals and course.tried is None:

@@ -1,9 +1,12 @@
 """auto: the best of several answers, and of what can be blended of them."""
 
+from dataclasses import replace
+
 import pytest
 
 from hosts import host
 from penstock import policies
+from penstock.errors import NeedError
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
 from penstock.machines import find
@@ -38,6 +41,19 @@ def test_without_blends_it_is_the_best_answer():
 
 def test_a_blend_that_gains_little_is_not_taken():
     assert Auto(gain=0.9)(PART) == Auto(blends=0)(PART)
+
+
+def test_its_rivals_plan_what_the_policies_do_that_it_names():
+    rivals = Auto(tried="capuchin chen:widths=1").rivals()
+    for name, rival in zip(("capuchin", "chen:widths=1"), rivals, strict=True):
+        assert policies.ask(rival, PART).plan == policies.ask(policies.configured(name), PART).plan
+    assert Auto(tried="").rivals() == ()
+
+
+def test_where_nobody_can_plan_it_says_whom_it_asked():
+    problem = replace(PART, machine=PART.machine.with_tiers())
+    with pytest.raises(NeedError, match="none of swap-all can plan"):
+        Auto(among="swap-all")(problem)
 
 
 @pytest.mark.parametrize("step", STEPS)

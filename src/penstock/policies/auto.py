@@ -39,15 +39,16 @@ class Auto:
     blends: int = 60  # plans that are tried beside the answers
     seconds: float = 1.0  # after which no other is tried
     gain: float = 0.01  # share of the step's time that a blend must save to be preferred
-    tried: str = (
-        "capuchin dtr rotor:time_limit=1"  # whose plans a session tries too, if about as fast
-    )
+    # Whose plans a session tries too, where they are about as fast by simulation.
+    tried: str = "capuchin dtr rotor:time_limit=1"
 
     paper: ClassVar[Paper | None] = None
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     def __call__(self, problem: Problem) -> Plan:
         answers = list(self.answers(problem))
+        if not answers:
+            raise NeedError(f"none of {self.among} can plan this step on this machine")
         best = min(answers, key=lambda found: found.rank)
         plain = unbounded(problem.trace, problem.machine).seconds
         is_free = best.timeline.seconds <= (1 + self.gain) * plain
