@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from penstock.ir.policy import Problem
     from penstock.ir.trace import Trace
     from penstock.leaderboard import Entry
+    from penstock.sizes import Share
     from penstock.solve.best import Outcome
 
 __all__ = ["app", "main"]
@@ -45,8 +46,20 @@ Budget = Annotated[
         "--budget", "-b", help="Bytes on the device: 1.5GiB, 800MB, or 60% of the step's own peak."
     ),
 ]
+
+
+def _known(asked: str | list[str] | None) -> str | list[str] | None:
+    """Policies as they were asked for; a wrong one must not wait for a step to be recorded."""
+    from penstock import policies
+
+    for text in [asked] if isinstance(asked, str) else asked or ():
+        policies.configured(text)
+    return asked
+
+
 PolicyOption = Annotated[
-    str, typer.Option("--policy", "-p", help="Who plans: NAME or NAME:option=value.")
+    str,
+    typer.Option("--policy", "-p", help="Who plans: NAME or NAME:option=value.", callback=_known),
 ]
 TierOption = Annotated[
     str | None,
@@ -433,6 +446,7 @@ def curve(
             "--policy",
             "-p",
             help="Which policies; default: all but those that solve or search for long.",
+            callback=_known,
         ),
     ] = None,
     machine: MachineOption = None,
@@ -494,6 +508,7 @@ def report(
     from penstock import policies
     from penstock.report.curves import curve_of
     from penstock.report.files import PAGES, check, read_report, save_report, told
+    from penstock.sizes import parse_budget
     from penstock.source import step_and_machine
 
     check(output, PAGES)
@@ -505,8 +520,9 @@ def report(
             )
         save_report(output, [body], body.get("curve"))
         return
+    budgets = [parse_budget(text) for text in budget or ["100%"]]
     step, described = step_and_machine(source, machine)
-    problems = [_within(step, described, text) for text in budget or ["100%"]]
+    problems = [_within(step, described, asked) for asked in budgets]
     bodies = [told(problem, _solve(problem, policy)) for problem in problems]
     drawn = None
     if curve:
@@ -547,7 +563,8 @@ def largest(
     budget: Annotated[str, typer.Option("--budget", "-b", help="Bytes on the device.")],
     machine: Annotated[str, typer.Option("--machine", "-m", help="A machine by NAME or FILE.")],
     policy: Annotated[
-        list[str] | None, typer.Option("--policy", "-p", help="Default: keep and auto.")
+        list[str] | None,
+        typer.Option("--policy", "-p", help="Default: keep and auto.", callback=_known),
     ] = None,
     vary: Annotated[str, typer.Option(help="Which option of the architecture.")] = "batch",
 ) -> None:
@@ -726,19 +743,19 @@ def _advance(bar: "Progress", task: "TaskID", size: int, _: object) -> None:
 
 
 def _problem(step: str, machine: str | None, budget: str) -> "Problem":
+    from penstock.sizes import parse_budget
     from penstock.source import step_and_machine
 
-    return _within(*step_and_machine(step, machine), budget)
+    asked = parse_budget(budget)  # before it takes long
+    return _within(*step_and_machine(step, machine), asked)
 
 
-def _within(step: "Trace", machine: "Machine", budget: str) -> "Problem":
+def _within(step: "Trace", machine: "Machine", budget: "int | Share") -> "Problem":
     from penstock.ir.policy import Problem
-    from penstock.sizes import Share, parse_budget
+    from penstock.sizes import Share
 
-    asked = parse_budget(budget)
-    if isinstance(asked, Share):
-        asked = asked.of(step.peak + step.slack)
-    return Problem(step, machine, asked)
+    nbytes = budget.of(step.peak + step.slack) if isinstance(budget, Share) else budget
+    return Problem(step, machine, nbytes)
 
 
 def _solve(problem: "Problem", policy: str) -> "Outcome":

@@ -258,6 +258,33 @@ def test_an_unknown_policy_is_answered_with_those_that_exist(
     assert all(name in ended.err for name in policies.names())
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "plan gone -b 1G",
+        "curve gone",
+        "largest gone -b 1G -m v100",
+        "explain gone",
+        "report gone -o x.html",
+    ],
+)
+def test_a_wrong_option_of_a_policy_does_not_wait_for_a_recording(
+    penstock: Penstock, command: str
+) -> None:
+    ended = penstock(*command.split(), "-p", "chen:widt=2")
+    assert ended.code == 2
+    assert ended.err.startswith(
+        "penstock: policy chen: option 'widt=2' is not known; did you mean width"
+    )
+
+
+@pytest.mark.parametrize("command", ["plan gone", "explain gone", "report gone -o x.html"])
+def test_nor_does_a_wrong_budget(penstock: Penstock, command: str) -> None:
+    ended = penstock(*command.split(), "-b", "12 bananas")
+    assert ended.code == 2
+    assert ended.err.startswith("penstock: budget '12 bananas' is no size")
+
+
 @pytest.mark.parametrize("command", ["plan", "simulate", "compare"])
 def test_a_damaged_trace_is_said_to_be_one(
     trace: Path, tmp_path: Path, penstock: Penstock, command: str
