@@ -215,6 +215,17 @@ def test_the_plan_of_a_rival_is_given_up_where_it_no_longer_fits() -> None:
     assert course.outcome.plan.swaps
 
 
+def test_steps_before_a_correction_say_nothing_of_the_plan_after_it() -> None:
+    planner, course = staying(Doubtful())
+    usual = course.foretold(keeps=True)
+    settle(planner, course, usual)
+    course.calm = [usual / 2] * (SETTLING - 1)  # of the one that is tried
+    planner.correct(course, 320 * MIB, 400 * MIB)
+    assert course.is_settling and not course.has_settled
+    settle(planner, course, 2 * usual)
+    assert not course.is_settling and min(course.calm) == usual
+
+
 def test_one_that_takes_too_long_by_simulation_is_not_tried(monkeypatch) -> None:
     monkeypatch.setattr("penstock.planner._LOSS", -0.5)  # they are about as fast
     planner, course = staying(Doubtful())

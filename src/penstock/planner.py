@@ -67,7 +67,8 @@ class Course:
     anew: float  # seconds that it takes where nothing that is freed stays
     policy: Policy  # whose plan that is
     seconds: list[NDArray[np.float64]] = field(default_factory=list)  # by chart: ops x (own, host)
-    calm: list[float] = field(default_factory=list)  # seconds of steps as they will be from now on
+    # Seconds of steps of the plan in force, run as they will be from now on.
+    calm: list[float] = field(default_factory=list)
     idle: int = 0  # steps of other shapes since one of this
     rivals: list[Policy] | None = None  # whose plans may yet be tried; None: nothing has settled
     tried: "_Before | None" = None  # the plan before the one that is tried now
@@ -239,6 +240,7 @@ class Planner:
         course.corrections += 1
         slack = course.slack + excess - course.outcome.shortfall
         self._plan_again(course, slack, budget, keep=False)
+        course.calm = []
 
     def _with(self, faults: Faults) -> Machine:
         return replace(self.machine, device=replace(self.machine.device, faults=faults))
@@ -291,9 +293,10 @@ def _typical(ops: int, charts: list[NDArray[np.float64]]) -> NDArray[np.float64]
     The median of each op, so that a disturbance does not count; but times are skewed, and a sum of
     medians is too low: scaled, so that the whole is the median whole.
     """
+    found = np.full((ops, 2), np.nan)
     if not charts:
-        return np.full((ops, 2), np.nan)
-    stacked, found = np.stack(charts), np.full((ops, 2), np.nan)
+        return found
+    stacked = np.stack(charts)
     told = ~np.isnan(stacked).all(axis=0)
     found[told] = np.nanmedian(stacked[:, told], axis=0)
     always = ~np.isnan(stacked).any(axis=0)
