@@ -6,7 +6,7 @@ import pytest
 
 from hosts import host
 from penstock import policies
-from penstock.errors import NeedError
+from penstock.errors import NeedError, UsageError
 from penstock.ir.policy import Problem
 from penstock.ir.text import parse
 from penstock.machines import find
@@ -48,6 +48,13 @@ def test_its_rivals_plan_what_the_policies_do_that_it_names():
     for name, rival in zip(("capuchin", "chen:widths=1"), rivals, strict=True):
         assert policies.ask(rival, PART).plan == policies.ask(policies.configured(name), PART).plan
     assert Auto(tried="").rivals() == ()
+
+
+@pytest.mark.parametrize("option", ["among", "direct", "tried"])
+def test_a_name_that_is_none_is_told_before_anyone_is_asked(option):
+    """Rivals are asked when a session has run for some ten steps."""
+    with pytest.raises(UsageError, match="no policy is called 'capuchine'"):
+        policies.configured(f"auto:{option}=keep capuchine")
 
 
 def test_where_nobody_can_plan_it_says_whom_it_asked():

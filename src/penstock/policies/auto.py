@@ -45,6 +45,12 @@ class Auto:
     paper: ClassVar[Paper | None] = None
     needs: ClassVar[frozenset[Need]] = frozenset()
 
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for a name that is none: some are asked when a session has long begun."""
+        for name in f"{self.among} {self.direct} {self.tried}".split():
+            if name != "all":
+                configured(name)
+
     def __call__(self, problem: Problem) -> Plan:
         answers = list(self.answers(problem))
         if not answers:
