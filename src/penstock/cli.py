@@ -382,8 +382,7 @@ def compare(
         check(path, PAGES)
     asked = policies.names() if policy == ["all"] else policy or policies.quick()
     names = list(dict.fromkeys(asked))
-    for name in names:
-        policies.configured(name)
+    _known(names)
     steps, budgets = list(dict.fromkeys(trace)), list(dict.fromkeys(budget))
     for text in budgets:
         parse_budget(text)

@@ -176,12 +176,8 @@ def test_what_is_overwritten_in_place_gives_no_byte_back() -> None:
         f b    h     -> y:A1K 1ms
         f c    y     -> z:A1K 1ms
     """)
-    assert trace.columns.freed_before.tolist() == [
-        0,
-        0,
-        0,
-        4 << 10,
-    ]  # h dies with op 2, not with op 1
+    # h dies with op 2, not with op 1.
+    assert trace.columns.freed_before.tolist() == [0, 0, 0, 4 << 10]
 
 
 # -- sizes that were seen -------------------------------------------------------------------------
