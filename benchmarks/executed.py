@@ -6,7 +6,8 @@ Each step runs plainly in a process of its own, then under each policy in one. T
 the step takes, or the least of a few shares at which the policy's plan fits in simulation, if that is
 more. The bits are those of all losses, parameters and buffers. `peak` is the most of all planned
 steps; the errors are medians of the steps after the charted ones. The predicted time follows the pace
-of the machine in the steps before; `simulated` is the error without.
+of the machine in the steps before, the predicted peak those of the plan's last steps; `simulated` are
+the errors without.
 
 Steps that take now this long, now that, tell of a machine that others use too: a run in which they
 scatter is done again, twice at most. The bits and the highest peak are those of all runs, the
@@ -164,6 +165,7 @@ def row(policy: str, model: str, share: float, plain: Answer, runs: Failed | lis
                 "pace": report.pace,
                 "peak": report.peak,
                 "predicted_peak": report.predicted_peak,
+                "simulated_peak": report.simulated_peak,
                 "fetched": report.stalls["fetch"],
                 "events": report.events,
             }
@@ -182,9 +184,16 @@ def over(ran: Ran) -> float:
 
 def errors(ran: Ran) -> dict[str, float]:
     """Predicted over measured, less 1."""
-    found: dict[str, list[float]] = {"peak_error": [], "seconds_error": [], "simulated_error": []}
+    found: dict[str, list[float]] = {
+        "peak_error": [],
+        "simulated_peak_error": [],
+        "seconds_error": [],
+        "simulated_error": [],
+    }
     for report in ran.late:
         assert report.predicted_peak is not None and report.predicted_seconds is not None
+        assert report.simulated_peak is not None
+        found["simulated_peak_error"].append(report.simulated_peak / report.peak - 1)
         found["peak_error"].append(report.predicted_peak / report.peak - 1)
         found["seconds_error"].append(report.predicted_seconds / report.seconds - 1)
         found["simulated_error"].append(report.predicted_seconds / report.pace / report.seconds - 1)

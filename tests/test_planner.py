@@ -107,6 +107,7 @@ def test_a_step_that_takes_less_than_its_values_leaves_no_slack() -> None:
         assert course.outcome.timeline.peak == trace.peak
 
 
+PEAK = 90 * MIB
 KEPT = Faults(large=2.0**-22)  # a block of 40 MiB: 10 s of faults
 STAYING = """
     f a x:I10M -> h:A40M! 30s
@@ -128,24 +129,41 @@ def staying(policy, budget: int = 400 * MIB) -> tuple[Planner, Course]:
     return planner, course
 
 
-def settle(planner: Planner, course: Course, seconds: float) -> None:
-    """So many steps that took so long, in which what was freed stayed."""
+def settle(planner: Planner, course: Course, seconds: float) -> list[str]:
+    """So many steps that took so long, in which what was freed stayed: what is said of it?"""
     assert course.is_settling
     for _ in range(SETTLING):
-        course.ran(seconds, keeps=True)
+        course.ran(seconds, PEAK, keeps=True)
         course.calm.append(seconds)
     assert course.has_settled
-    planner.settle(course, 400 * MIB)
+    return planner.settle(course, 400 * MIB)
 
 
 def test_a_step_is_foretold_with_what_is_freed_given_back_and_with_it_kept() -> None:
     _, course = staying(Keep())
     assert course.foretold(keeps=False) == 150.0
     assert course.foretold(keeps=True) == 107.5
-    course.ran(300.0, keeps=False)
+    course.ran(300.0, PEAK, keeps=False)
     assert course.pace == pytest.approx(2.0)
-    course.ran(215.0, keeps=True)
+    course.ran(215.0, PEAK, keeps=True)
     assert course.pace == pytest.approx(2.0)
+
+
+def test_the_peak_is_foretold_as_simulated_until_steps_tell_that_of_the_plan() -> None:
+    planner, course = staying(Changing())
+    simulated = course.outcome.timeline.peak
+    charted, course.seconds = course.seconds, []
+    course.ran(150.0, PEAK, keeps=False)  # charted: it does not run as later ones will
+    course.seconds = charted
+    assert course.foretold_peak(keeps=False) == simulated
+    for peak in (88, 90, 95, 91, 90, 90):
+        course.ran(110.0, peak * MIB, keeps=True)
+    assert course.foretold_peak(keeps=True) == 90 * MIB
+    assert course.foretold_peak(keeps=False) == simulated
+    planner.weigh(course, 4 * MIB, 400 * MIB)  # the same plan, priced anew
+    assert course.foretold_peak(keeps=True) == 90 * MIB
+    settle(planner, course, 145.0)  # another plan
+    assert course.foretold_peak(keeps=True) == course.outcome.timeline.peak != 90 * MIB
 
 
 def test_steps_that_keep_what_is_freed_teach_how_much_that_saves() -> None:
@@ -187,17 +205,19 @@ def test_another_plan_is_tried_and_stays_only_if_it_is_faster(then: float, is_ba
 class Doubtful(SwapAll):
     """Swaps all; may it be better not to?"""
 
-    def rivals(self) -> tuple[Policy, ...]:
-        return SwapAll(), Keep()  # the first leads to the same plan
+    def rivals(self) -> dict[str, Policy]:
+        return {"swap-all": SwapAll(), "keep": Keep()}  # the first leads to the same plan
 
 
 @pytest.mark.parametrize(("then", "is_back"), [(0.9, False), (1.1, True)])
 def test_the_plan_of_a_rival_is_tried(then: float, is_back: bool) -> None:
     planner, course = staying(Doubtful())
     before, usual = course.outcome.plan, course.foretold(keeps=True)
-    settle(planner, course, usual)
+    assert settle(planner, course, usual) == [f"trial: keep in the next {SETTLING} steps"]
     assert course.is_settling and before.swaps and not course.outcome.plan.decisions
-    settle(planner, course, usual * then)
+    (event,) = settle(planner, course, usual * then)
+    assert event.startswith("trial: gone back, " if is_back else "trial: stays, ")
+    assert f"{usual * then:.3g} s against {usual:.3g} s before" in event
     assert not course.is_settling
     assert (course.outcome.plan == before) is is_back
     assert min(course.steps) == pytest.approx(usual * min(then, 1.0))
@@ -255,7 +275,7 @@ def test_shapes_that_settle_one_after_the_other_teach_the_same_thing_once() -> N
     for course in (first, second):
         for _ in range(SETTLING):
             course.calm.append(128.75)
-            course.ran(128.75, keeps=True)  # both save half of what was foretold
+            course.ran(128.75, PEAK, keeps=True)  # both save half of what was foretold
     for course in (first, second):
         planner.settle(course, 400 * MIB)
         assert planner.machine.device.faults == KEPT.scaled(0.5)

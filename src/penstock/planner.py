@@ -11,6 +11,7 @@ those of the plan in force. So a policy may have rivals, whose plans are tried; 
 
 from collections import deque
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +54,10 @@ _RESERVE = 128
 """One part in so many of the budget is left free: what the allocator takes is learnt a step late."""
 _PACED = 2
 """Steps of which the faster tells the machine's pace: what disturbs one seldom disturbs the next too."""
+_PEAKS = 5
+"""Steps whose peaks tell that of the next, by their median."""
+_OWN = "a plan for what was learnt"
+"""What an event calls a new plan of the same policy."""
 _REMEMBERED = 32
 """Shapes of the step that are kept."""
 
@@ -70,12 +75,14 @@ class Course:
     # Seconds of steps of the plan in force, run as they will be from now on.
     calm: list[float] = field(default_factory=list)
     idle: int = 0  # steps of other shapes since one of this
-    rivals: list[Policy] | None = None  # whose plans may yet be tried; None: nothing has settled
+    # Whose plans may yet be tried, by name; None: nothing has settled.
+    rivals: list[tuple[str, Policy]] | None = None
     tried: "_Before | None" = None  # the plan before the one that is tried now
     corrections: int = 0
-    kept: int = 0  # bytes beside `slack` that the C allocator keeps of what is freed, where it may
     # Seconds of the last steps, charted ones too, as if the plan in force had been all along.
     steps: deque[float] = field(default_factory=lambda: deque(maxlen=_PACED))
+    # Bytes at the peaks of its last steps, once it is not young; True: of those whose freed memory stays.
+    peaks: dict[bool, deque[int]] = field(default_factory=lambda: {True: _few(), False: _few()})
 
     @property
     def slack(self) -> int:
@@ -92,10 +99,21 @@ class Course:
         """Seconds of the plan in force by simulation; `keeps`: what is freed stays."""
         return self.outcome.timeline.seconds if keeps else self.anew
 
-    def ran(self, seconds: float, *, keeps: bool) -> None:
-        """A planned step took so long."""
+    def foretold_peak(self, *, keeps: bool) -> int:
+        """Bytes at the peak of its next step: as the last ones of the plan in force, or as simulated.
+
+        The plan's peak is a bound that the engine keeps to; how far below it the C library and the
+        order of ops beside copies leave a step, only steps can tell.
+        """
+        seen = self.peaks[keeps]
+        return int(median(seen)) if seen else self.outcome.timeline.peak
+
+    def ran(self, seconds: float, peak: int, *, keeps: bool) -> None:
+        """A planned step took so long, and so many bytes."""
         anew = self.foretold(keeps=keeps)
         self.steps.append(seconds * self.outcome.timeline.seconds / anew if anew else seconds)
+        if not self.is_young:
+            self.peaks[keeps].append(peak)
 
     def scale(self, now: float, before: float) -> None:
         """Another plan is in force: what the last steps would have taken under it."""
@@ -166,19 +184,24 @@ class Planner:
         more = lacked or needed - measured.peak
         self._plan_again(course, course.slack + more, budget, keep=not is_first and not lacked)
 
-    def settle(self, course: Course, budget: int) -> None:
+    def settle(self, course: Course, budget: int) -> list[str]:
         """A few steps of `course` ran as later ones will: is another plan faster?
 
         The first such steps tell what it saves that freed memory stays. Then others are tried in turn.
+        Says what is tried, and what came of it.
         """
+        events = []
         if course.rivals is None:
-            course.rivals = [self.policy] if self._learn_faults(course, budget) else []
+            course.rivals = [(_OWN, self.policy)] if self._learn_faults(course, budget) else []
             if isinstance(self.policy, Doubting) and course.outcome.plan.decisions:
-                course.rivals += self.policy.rivals()[: _TRIED - 1]
+                course.rivals += [*self.policy.rivals().items()][: _TRIED - 1]
         elif course.tried is not None:
-            self._judge(course, budget)
+            events.append(self._judge(course, budget))
         while course.rivals and course.tried is None:
-            self._try(course, course.rivals.pop(0), budget)
+            name, rival = course.rivals.pop(0)
+            if self._try(course, rival, budget):
+                events.append(f"trial: {name} in the next {SETTLING} steps")
+        return events
 
     def _learn_faults(self, course: Course, budget: int) -> bool:
         """Freed memory stayed in a few steps: did it save what was foretold? False: it tells nothing."""
@@ -191,13 +214,13 @@ class Planner:
         self._plan_again(course, course.slack, budget, keep=True)
         return True
 
-    def _try(self, course: Course, rival: Policy, budget: int) -> None:
+    def _try(self, course: Course, rival: Policy, budget: int) -> bool:
         """Follow the plan of `rival`, should simulation not think it too slow."""
         before = course.outcome
         try:
             other = policies.ask(rival, self._problem(course.recording.trace, budget))
         except NeedError:
-            return
+            return False
         ratio = other.timeline.seconds / before.timeline.seconds
         may_be_faster = ratio <= (1 - _GAIN if rival is self.policy else 1 + _LOSS)
         is_another = other.plan.decisions != before.plan.decisions
@@ -206,13 +229,16 @@ class Planner:
             course.scale(other.timeline.seconds, before.timeline.seconds)
             course.policy, course.calm = rival, []
             self._follow(course, other)
+        return course.tried is not None
 
-    def _judge(self, course: Course, budget: int) -> None:
+    def _judge(self, course: Course, budget: int) -> str:
         """Another plan was tried: is it faster than the one before?"""
         assert course.tried is not None
         before, course.tried = course.tried, None
-        if min(course.calm) <= before.seconds:
-            return
+        took = min(course.calm)
+        compared = f"{took:.3g} s against {before.seconds:.3g} s before"
+        if took <= before.seconds:
+            return f"trial: stays, {compared}"
         problem, missing = self._problem(course.recording.trace, budget), course.outcome.missing
         found = outcome(problem, before.plan)
         if found.missing > missing:  # more slack was learnt meanwhile, for which it has no room
@@ -221,6 +247,8 @@ class Planner:
             course.policy, course.calm = before.policy, [before.seconds]
             self._follow(course, found)
             course.steps.append(before.seconds)
+            return f"trial: gone back, {compared}"
+        return f"trial: stays, {compared}, for whose plan there is no room now"
 
     def weigh(self, course: Course, slack: int, budget: int) -> bool:
         """The device holds `slack` bytes beyond values now: did that change what was planned?"""
@@ -269,9 +297,16 @@ class Planner:
         self._follow(course, found)
 
     def _follow(self, course: Course, found: Outcome) -> None:
+        if found.plan.decisions != course.outcome.plan.decisions:
+            for peaks in course.peaks.values():
+                peaks.clear()
         course.outcome = found
         course.program = _compiled(course.recording, found)
         course.anew = self._anew(found)
+
+
+def _few() -> deque[int]:
+    return deque(maxlen=_PEAKS)
 
 
 def _compiled(recording: Recording, found: Outcome) -> Program:

@@ -61,7 +61,8 @@ class StepReport:
     peak: int
     planning_seconds: float = 0.0  # spent before it: to plan, and to move to the plan's start
     predicted_seconds: float | None = None  # simulated, times the machine's pace
-    predicted_peak: int | None = None
+    predicted_peak: int | None = None  # as the plan's last steps had it, once some are measured
+    simulated_peak: int | None = None
     pace: float = 1.0  # measured over simulated seconds, in the steps before
     stalls: dict[str, float] = field(default_factory=dict)  # seconds by cause
     traffic: dict[str, int] = field(default_factory=dict)  # bytes by link
@@ -274,7 +275,8 @@ class Session:
             report = replace(
                 report,
                 predicted_seconds=course.foretold(keeps=keeps) * course.pace,
-                predicted_peak=followed.predicted.peak + (course.kept if keeps else 0),
+                predicted_peak=course.foretold_peak(keeps=keeps),
+                simulated_peak=followed.predicted.peak,
                 pace=course.pace,
                 decisions=followed.plan.counts(),
             )
@@ -290,7 +292,7 @@ class Session:
         if happened.fell_back:
             self._step_changed()
         elif followed is not None and course is not None:
-            course.ran(seconds, keeps=keeps)
+            course.ran(seconds, peak, keeps=keeps)
             self._planner.passed(course)
             self._learn(course, log, report, needed)
         self._tell(replace(report, events=tuple(happened.events)))
@@ -306,13 +308,12 @@ class Session:
                 with self._weighing(course):
                     self._planner.learn(course, log, self.measured, needed, happened.lacked, budget)
                 return
-        if not course.outcome.plan.decisions:
-            course.kept = max(0, needed - course.outcome.timeline.peak)
         if self._is_calm and course.is_settling:
             course.calm.append(report.seconds)
             if course.has_settled:
                 with self._weighing(course):
-                    self._planner.settle(course, budget)
+                    for event in self._planner.settle(course, budget):
+                        happened.note(event)
         excess = max(happened.lacked, needed - budget)
         if self._planner.exceeds(course, excess, budget):
             happened.note("re-plan: the step took more memory than planned")

@@ -45,9 +45,10 @@ def test_a_blend_that_gains_little_is_not_taken():
 
 def test_its_rivals_plan_what_the_policies_do_that_it_names():
     rivals = Auto(tried="capuchin chen:widths=1").rivals()
-    for name, rival in zip(("capuchin", "chen:widths=1"), rivals, strict=True):
+    assert list(rivals) == ["capuchin", "chen:widths=1"]
+    for name, rival in rivals.items():
         assert policies.ask(rival, PART).plan == policies.ask(policies.configured(name), PART).plan
-    assert Auto(tried="").rivals() == ()
+    assert Auto(tried="").rivals() == {}
 
 
 @pytest.mark.parametrize("option", ["among", "direct", "tried"])

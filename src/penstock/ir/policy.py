@@ -1,6 +1,6 @@
 """What a policy sees, what it must be, and what it says of itself."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
@@ -85,7 +85,9 @@ class Doubting(Policy, Protocol):
     A session also tries those of its rivals, and follows the fastest as measured.
     """
 
-    def rivals(self) -> "tuple[Policy, ...]": ...
+    def rivals(self) -> "Mapping[str, Policy]":
+        """By name, what an event calls them."""
+        ...
 
 
 Accounting: TypeAlias = Literal["ours", "paper"]

@@ -66,10 +66,10 @@ class Auto:
             return replace(blend.plan, policy=problem.given.policy)  # whoever asks signs it
         return best.plan
 
-    def rivals(self) -> tuple[Policy, ...]:
+    def rivals(self) -> dict[str, Policy]:
         """Each of `tried`, completed where it moves too little."""
         alone = replace(self, direct="", blends=0, tried="")
-        return tuple(replace(alone, among=name) for name in self.tried.split())
+        return {name: replace(alone, among=name) for name in self.tried.split()}
 
     def asked(self, machine: Machine) -> list[str]:
         if self.among == "all":
