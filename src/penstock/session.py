@@ -355,7 +355,7 @@ class Session:
         """A solver leaves cycles, and holes in the heap, which would count as the step's."""
         if self._allocator is not None:
             gc.collect()
-            self._allocator.trim()
+            self.engine.return_freed()
 
     def _follow(self, course: Course, slack: Callable[[], int]) -> None:
         """Follow a course that was just planned; `slack`: with the books that planning left."""

@@ -224,12 +224,13 @@ class CAllocator:
         return self._may_keep
 
     def tighten(self, *, for_good: bool = False) -> None:
-        """Return what is free, and from now on whatever is freed. Idempotent.
+        """Return what is free, and from now on whatever is freed.
 
-        `for_good`: it will not `keep` anything again.
+        To be asked again when small blocks were freed that left holes, as planning does: large ones
+        would come to lie there. Takes a millisecond. `for_good`: it will not `keep` anything again.
         """
         self._may_keep &= not for_good
-        if self._mode != "tight" and self._is_glibc:
+        if self._is_glibc:
             self._mode = "tight"
             self._return_what_is_free()
 
