@@ -103,7 +103,7 @@ def carried_out(
     for share in SHARES[SHARES.index(least) :]:
         trial = Trial(step, f"{share:.0%}", policy)
         ran = attempt(trial, LIMIT)
-        if not isinstance(ran, Failed) or REFUSED not in ran.why:
+        if not (REFUSED in ran.why if isinstance(ran, Failed) else lacks(ran)):
             break
     runs: list[Ran] = []
     while not isinstance(ran, Failed):
@@ -112,6 +112,11 @@ def carried_out(
             return share, runs
         ran = attempt(trial, LIMIT)
     return share, ran
+
+
+def lacks(ran: Ran) -> bool:
+    """Did the plans of its late steps need more than the budget, as was foretold?"""
+    return median(report.simulated_peak or 0 for report in ran.late or ran.reports) > ran.budget
 
 
 def scatter(ran: Ran) -> float:

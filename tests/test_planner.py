@@ -52,6 +52,17 @@ def planned(seconds: str, budget: int) -> tuple[Planner, Course]:
     return planner, planner.plan(Recording(trace, calls, {}), budget)
 
 
+def test_what_a_plan_is_known_to_lack_teaches_nothing_when_it_is_lacked() -> None:
+    budget = 4 * MIB
+    planner, course = planned("1ms", budget)
+    trace = course.recording.trace
+    for beyond, slack in ((-MIB, 0), (MIB, MIB)):
+        measured = course.outcome.timeline
+        lacked = measured.peak - budget + beyond
+        planner.learn(course, Charted(trace), measured, budget, lacked, budget)
+        assert course.slack == pytest.approx(slack, abs=1024)
+
+
 @pytest.mark.parametrize(("beyond", "is_new"), [(0, False), (MIB, True)])
 def test_what_a_plan_is_known_to_lack_is_no_reason_for_a_new_one(beyond, is_new) -> None:
     """Else slack would grow with each step, and the predicted peak far above the measured one."""

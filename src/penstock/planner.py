@@ -52,6 +52,8 @@ _CORRECTIONS = 6
 """Later plans for one shape, made because the device held more than was planned."""
 _RESERVE = 128
 """One part in so many of the budget is left free: what the allocator takes is learnt a step late."""
+_FIRST_USED = 4 << 20
+"""Bytes that the first planned step may take for good: the code of copies, their threads' stacks."""
 _PACED = 2
 """Steps of which the faster tells the machine's pace: what disturbs one seldom disturbs the next too."""
 _PEAKS = 5
@@ -157,7 +159,7 @@ class Planner:
 
     def plan(self, recording: Recording, budget: int) -> Course:
         """Plan a step that was just recorded. Raises `NeedError` if the policy lacks something."""
-        found = policies.ask(self.policy, self._problem(recording.trace, budget))
+        found = policies.ask(self.policy, self._problem(recording.trace, budget, is_first=True))
         program = _compiled(recording, found)
         course = Course(recording, found, program, self._anew(found), self.policy)
         others = [other for other in self.courses if not _same_shape(other, course)]
@@ -181,8 +183,10 @@ class Planner:
         course.seconds.append(log.seconds())
         self.machine = log.rates(self.machine)
         # If something was evicted that the plan had room for, it had less by what it lacked.
-        more = lacked or needed - measured.peak
-        self._plan_again(course, course.slack + more, budget, keep=not is_first and not lacked)
+        foreseen = max(0, course.outcome.shortfall - _reserve(budget, is_first=is_first))
+        unforeseen = max(0, lacked - foreseen)
+        more = unforeseen if lacked else needed - measured.peak
+        self._plan_again(course, course.slack + more, budget, keep=not (is_first or unforeseen))
 
     def settle(self, course: Course, budget: int) -> list[str]:
         """A few steps of `course` ran as later ones will: is another plan faster?
@@ -278,8 +282,8 @@ class Planner:
             return found.timeline.seconds
         return price(found.schedule, self._with(Faults())).seconds
 
-    def _problem(self, trace: Trace, budget: int) -> Problem:
-        return Problem(trace, self.machine, budget - budget // _RESERVE)
+    def _problem(self, trace: Trace, budget: int, *, is_first: bool = False) -> Problem:
+        return Problem(trace, self.machine, budget - _reserve(budget, is_first=is_first))
 
     def _plan_again(self, course: Course, slack: int, budget: int, *, keep: bool) -> None:
         """Plan anew with what was learnt; or `keep` the plan, and predict it better."""
@@ -303,6 +307,11 @@ class Planner:
         course.outcome = found
         course.program = _compiled(course.recording, found)
         course.anew = self._anew(found)
+
+
+def _reserve(budget: int, *, is_first: bool) -> int:
+    """Bytes of it that no plan uses; of small ones the first leaves more, for the one step it lasts."""
+    return budget // _RESERVE + (min(_FIRST_USED, budget // 32) if is_first else 0)
 
 
 def _few() -> deque[int]:

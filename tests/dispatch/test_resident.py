@@ -171,6 +171,35 @@ def test_what_was_freed_below_a_block_in_use_is_given_back_when_the_heap_is_trim
     assert trimmed > 30
 
 
+HOLES = """
+import torch
+from penstock.dispatch.resident import CpuMeter, CAllocator
+MIB = 1 << 20
+torch.ones(1)
+meter, allocator = CpuMeter(), CAllocator()
+for _ in range(2):
+    small = [b"x" * (MIB // 32) for _ in range(32 * 32)]  # 32 MiB in the heap ...
+    last = small[-1]
+    del small                                             # ... a hole, as planning leaves one
+    allocator.tighten()
+    start = meter.resident()
+    blocks = [torch.ones(4 * MIB, dtype=torch.uint8) for _ in range(7)]
+    grown = meter.resident() - start
+    del blocks
+    print(grown / MIB, (meter.resident() - start) / MIB)
+allocator.loosen()
+"""
+
+
+def test_no_large_block_comes_to_lie_in_a_hole_that_small_ones_left_meanwhile() -> None:
+    """There it would stay resident when it is freed."""
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
+    for line in done.stdout.splitlines():
+        grown, left = map(float, line.split())
+        assert 27.5 < grown < 30
+        assert left < 1
+
+
 @on_devices
 def test_living_tensors_are_counted_by_storage(device: str) -> None:
     before = live_tensor_bytes(torch.device(device))
