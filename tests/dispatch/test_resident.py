@@ -181,7 +181,7 @@ for _ in range(2):
     small = [b"x" * (MIB // 32) for _ in range(32 * 32)]  # 32 MiB in the heap ...
     last = small[-1]
     del small                                             # ... a hole, as planning leaves one
-    allocator.tighten()
+    allocator.plug()
     start = meter.resident()
     blocks = [torch.ones(4 * MIB, dtype=torch.uint8) for _ in range(7)]
     grown = meter.resident() - start

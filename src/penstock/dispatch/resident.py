@@ -191,7 +191,7 @@ class CAllocator:
         self._may_keep = False
         self._handed_out = 0  # bytes, when it began to keep
         self._plugs: list[int] = []
-        self._is_glibc = False
+        self._is_glibc = self._is_limited = False
         try:
             self._libc = ctypes.CDLL(None)
             self._libc.mallopt, self._libc.malloc_trim  # noqa: B018  (are they there?)
@@ -207,8 +207,10 @@ class CAllocator:
         self._heap = _heap()
         # Holes in the heap count against limits of the process's data and of its addresses.
         limits = (resource.RLIMIT_DATA, resource.RLIMIT_AS)
-        is_limited = any(resource.getrlimit(one)[0] != resource.RLIM_INFINITY for one in limits)
-        if hasattr(self._libc, "mallinfo2") and self._heap and not is_limited:
+        self._is_limited = any(
+            resource.getrlimit(one)[0] != resource.RLIM_INFINITY for one in limits
+        )
+        if hasattr(self._libc, "mallinfo2") and self._heap and not self._is_limited:
             self._libc.mallinfo2.restype = _MallocInfo
             self._may_keep = self._is_only_heap()
         self.tighten()
@@ -224,14 +226,23 @@ class CAllocator:
         return self._may_keep
 
     def tighten(self, *, for_good: bool = False) -> None:
-        """Return what is free, and from now on whatever is freed.
+        """Return what is free, and from now on whatever is freed. Idempotent.
 
-        To be asked again when small blocks were freed that left holes, as planning does: large ones
-        would come to lie there. Takes a millisecond. `for_good`: it will not `keep` anything again.
+        `for_good`: it will not `keep` anything again.
         """
         self._may_keep &= not for_good
-        if self._is_glibc:
+        if self._mode != "tight" and self._is_glibc:
             self._mode = "tight"
+            self._return_what_is_free()
+
+    def plug(self) -> None:
+        """Plug the holes that small blocks left, which were freed while it was tight. Takes a millisecond.
+
+        Not where the system limits what the process holds: there a plug costs what its hole could hold.
+        Nor before every step: small blocks would go above the plugs, and the heap would grow and grow.
+        """
+        if self._mode == "tight" and not self._is_limited:
+            self._unplug()
             self._return_what_is_free()
 
     def keep(self) -> None:
