@@ -124,7 +124,7 @@ def compare(name: str, budget: str, steps: int, **options: Any) -> Compared:
         digest(losses),
         plain_state,
         state_of(load),
-        session.engine.budget,
+        session.engine.room.budget,
         least_budget(session.trace).nbytes,
         session.reports,
     )
@@ -146,7 +146,7 @@ def in_room(budget: str, limit: int | None = None) -> InRoom:
 
     def look(_report: StepReport) -> None:
         assert Session._running is not None
-        keeps.append(Session._running.engine.keeps_freed)
+        keeps.append(Session._running.engine.room.keeps_freed)
 
     return InRoom(compare("bert", budget, 10, on_step=look), keeps)
 
@@ -161,7 +161,7 @@ def last_batches(epochs: int, steps: int) -> list[tuple[bool, StepReport]]:
 
     def look(report: StepReport) -> None:
         assert Session._running is not None
-        found.append((Session._running.engine.keeps_freed, report))
+        found.append((Session._running.engine.room.keeps_freed, report))
 
     with fit("75%", device="cpu", on_step=look):
         for _ in range(epochs):

@@ -210,7 +210,7 @@ class Session:
         keeps = (
             self._is_calm
             and all(course.recording.trace.is_dense for course in courses)
-            and self.engine.may_keep_freed
+            and self.engine.room.may_keep_freed
         )
         if self._recording:
             self._recorder.open()
@@ -225,9 +225,9 @@ class Session:
             self.engine.tolerant = young
             self.engine.begin_step(charted=young or self._on_close is not None)
         if keeps:
-            self.engine.keep_freed()
+            self.engine.room.keep_freed()
         else:
-            self.engine.return_freed()
+            self.engine.room.return_freed()
         self._await_device()
         self.meter.reset_peak()
         self._began = time.perf_counter()
@@ -245,7 +245,7 @@ class Session:
         self._await_device()
         self._ended = time.perf_counter()
         seconds = self._ended - self._began
-        beside = self.engine.base + self.engine.footprint()
+        beside = self.engine.room.base + self.engine.room.footprint()
         peak, needed = self.meter.peak() - beside, self.meter.needed() - beside
         happened = self.engine.happened
         is_planned = self.engine.is_following and not happened.fell_back
@@ -270,7 +270,7 @@ class Session:
             traffic={lane: nbytes - self._traffic.get(lane, 0) for lane, nbytes in moved},
         )
         course = self._planner.course_of(followed)
-        keeps = self.engine.keeps_freed
+        keeps = self.engine.room.keeps_freed
         if followed is not None and course is not None:
             report = replace(
                 report,
@@ -299,12 +299,12 @@ class Session:
 
     def _learn(self, course: Course, log: Log | None, report: StepReport, needed: int) -> None:
         """A planned step ran as planned, in `needed` bytes: what does it say about the next one?"""
-        happened, budget = self.engine.happened, self.engine.budget
+        happened, budget = self.engine.happened, self.engine.room.budget
         self._course = course
         if log is not None:
             self.measured, self.samples = log.chart(report.seconds, happened.stalls), log.samples
             self.charted = course.outcome
-            if course.is_young and not self.engine.keeps_freed:
+            if course.is_young and not self.engine.room.keeps_freed:
                 with self._weighing(course):
                     self._planner.learn(course, log, self.measured, needed, happened.lacked, budget)
                 return
@@ -324,10 +324,10 @@ class Session:
     def _weighing(self, course: Course) -> Iterator[None]:
         """Planning leaves books behind, which are part of what the process holds."""
         self.engine.manager.rest()
-        self.engine.return_freed()
-        held = self.engine.used()
+        self.engine.room.return_freed()
+        held = self.engine.room.used()
         yield
-        self._follow(course, lambda: course.slack + self.engine.used() - held)
+        self._follow(course, lambda: course.slack + self.engine.room.used() - held)
 
     def _take(self, recording: Recording, *, complete: bool) -> None:
         """A step was recorded: can it fit at all, and if it was a whole one, plan it."""
@@ -342,8 +342,8 @@ class Session:
             raise BudgetError(budget, least.nbytes, op, least.holders)
         if not complete:
             return
-        if budget != self.engine.budget:
-            self.engine.budget = budget
+        if budget != self.engine.room.budget:
+            self.engine.room.budget = budget
             self._cap(budget)
         self._recorded, self._recording = trace, False
         if self._on_recorded is not None:
@@ -355,12 +355,13 @@ class Session:
         """A solver leaves cycles, and holes in the heap, which would count as the step's."""
         if self._allocator is not None:
             gc.collect()
-            self.engine.return_freed()
+            self._allocator.trim()
+            self._allocator.plug()
 
     def _follow(self, course: Course, slack: Callable[[], int]) -> None:
         """Follow a course that was just planned; `slack`: with the books that planning left."""
         self._forget_planning()
-        if self._planner.weigh(course, slack(), self.engine.budget):
+        if self._planner.weigh(course, slack(), self.engine.room.budget):
             self._forget_planning()
         self._course = course
         others = [other.program for other in self._planner.courses if other is not course]
@@ -458,7 +459,7 @@ class Session:
         Not what a GPU's allocator keeps for later: that it gives back when it needs to.
         """
         away = self.engine.manager.resident_bytes_away()
-        return max(0, self.engine.used() - (self._recorder.live_bytes() - away))
+        return max(0, self.engine.room.used() - (self._recorder.live_bytes() - away))
 
     # -- what it leaves ------------------------------------------------------------------------
 
@@ -467,7 +468,7 @@ class Session:
         return {
             "penstock": "report",
             "version": 1,
-            "budget": self.engine.budget,
+            "budget": self.engine.room.budget,
             "policy": self.policy_name,
             "machine": asdict(self.machine),
             "least_budget": None if self.trace is None else least_budget(self.trace).nbytes,

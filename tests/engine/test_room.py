@@ -112,8 +112,8 @@ def test_what_is_on_its_way_in_has_its_room_already(
     while not first.has_begun():
         time.sleep(0.001)
     assert not second.has_begun()
-    assert engine._lacking(MIB) == 0
-    assert engine._lacking(2 * MIB) == MIB
+    assert engine.room.lacking(MIB) == 0
+    assert engine.room.lacking(2 * MIB) == MIB
     engine._tick += 1
     engine._make_room(2 * MIB, "an op", engine._oldest)
     assert engine.manager.meet(kept).place is not Place.HERE
@@ -150,7 +150,7 @@ def keeping(engine: Engine) -> list[int]:
     """Let the engine's allocator keep what is freed; what it gives back, a MiB each time."""
     given_back: list[int] = []
     allocator = SimpleNamespace(keeps=True, trim=lambda: given_back.append(MIB))
-    engine._allocator = cast("CAllocator", allocator)
+    engine.room._allocator = cast("CAllocator", allocator)
     return given_back
 
 
@@ -158,13 +158,13 @@ def test_before_an_op_that_might_lead_above_the_plan_what_is_free_is_given_back(
     engine: Engine, meter: Reading
 ) -> None:
     given_back = keeping(engine)
-    engine._spare = -3 * MIB  # the plan was said to take that much less than the budget
+    engine.room._spare = -3 * MIB  # the plan was said to take that much less than the budget
     meter.held = lambda: 5 * MIB - 2 * sum(given_back)
-    assert not engine._make_way(2 * MIB)
+    assert not engine.room.make_way(2 * MIB)
     assert given_back == []
-    assert not engine._make_way(3 * MIB, scratch=MIB)
+    assert not engine.room.make_way(3 * MIB, scratch=MIB)
     assert given_back == [MIB]  # now there is room, for the scratch twice, too
-    assert engine._make_way(5 * MIB, scratch=2 * MIB)
+    assert engine.room.make_way(5 * MIB, scratch=2 * MIB)
     assert given_back == [MIB, MIB]
 
 
@@ -175,16 +175,16 @@ def test_a_copy_that_is_under_way_takes_its_room_although_it_does_not_hold_it_ye
     storage = UntypedStorage(3 * MIB)
     coming = engine.manager.meet(storage)
     engine.manager.settle(engine.manager.evict(coming, "host"))
-    engine._spare = -3 * MIB
+    engine.room._spare = -3 * MIB
     meter.held = lambda: 4 * MIB
-    assert not engine._make_way(2 * MIB)
+    assert not engine.room.make_way(2 * MIB)
     store.reads.clear()
     copy = engine.manager.prefetch(coming)
     assert copy is not None
     while not copy.has_begun():
         time.sleep(0.001)
     assert engine.manager.arriving() == 3 * MIB
-    engine._make_way(2 * MIB)
+    engine.room.make_way(2 * MIB)
     assert given_back == [MIB]
     store.reads.set()
     copy.wait()

@@ -33,6 +33,7 @@ from penstock.engine.log import Log
 from penstock.engine.needs import output_bytes
 from penstock.engine.program import CopyAhead, Discard, Instruction, Lineage, Pass, Program
 from penstock.engine.residency import MountedTier, Place, ResidencyManager, Resident
+from penstock.engine.room import Room
 from penstock.engine.watch import Moment, Watch
 from penstock.errors import BudgetError, TierError
 from penstock.ir.schedule import (
@@ -47,7 +48,6 @@ from penstock.ir.schedule import (
 )
 from penstock.ir.trace import Op, ValueId
 from penstock.simulate.least import MOVABLE_FROM
-from penstock.simulate.run import most_held
 
 __all__ = ["Engine", "Execute", "Happened"]
 
@@ -91,10 +91,8 @@ class Happened:
 class Engine:
     """Executes calls for one device under a budget.
 
-    `base` is what `meter` reads when no tensor lives on the device: the budget counts from there.
-    `allocator` may keep what is freed; it has to give it back before anything is evicted for want of room.
-    `rebase`: read it again when the first large tensor is made, so that what a script imports before
-    does not count.
+    `base` and `allocator` are those of its `Room`. `rebase`: the base is read again when the first large
+    tensor is made, so that what a script imports before does not count.
     """
 
     def __init__(
@@ -109,10 +107,11 @@ class Engine:
         allocator: CAllocator | None = None,
         rebase: bool = False,
     ) -> None:
-        self.device, self.budget, self.meter, self.base = device, budget, meter, base
+        self.device = device
         self.manager = ResidencyManager(tiers, verify=verify)
+        self.room = Room(device, self.manager, budget, meter, base, allocator)
         self.manager.when_short = self._room_at_any_rate
-        self.manager.make_way = self._make_way_in_lane
+        self.manager.make_way = self.room.make_way_in_lane
         self.clock: Clock | None = None  # which hands every call to `handler`
         self._lock = threading.RLock()
         self._is_shared = False  # do other threads use tensors, or make calls of the step?
@@ -122,9 +121,7 @@ class Engine:
         self.log: Log | None = None  # of the step that runs, if it is to be charted
         self.program: Program | None = None
         self.candidates: tuple[Program, ...] = ()  # programs for all shapes of the step
-        self._allocator, self._rebase = allocator, rebase
-        self._spare = 0  # bytes missing, from which what is free and kept goes back; mostly below 0
-        self._held_before = 0  # bytes, when the allocator began to keep
+        self._rebase = rebase
         self.young: list[Program] = []  # of what these take is still to be learnt
         self.tolerant = False  # recording: note an overrun and go on
         self.arrived = 0.0  # when the served call that runs now came in
@@ -220,14 +217,13 @@ class Engine:
         """Follow `program` from op `index` on."""
         self.program = program
         if index and any(program is one for one in self.young):
-            self.return_freed()  # what an op takes is seen only if what was freed has gone
+            self.room.return_freed()  # what an op takes is seen only if what was freed has gone
         if self.log is not None and self.log.schedule is not program.schedule:
             self.log = Log(program.schedule, self.log.watch)
         self._funcs = (*program.funcs, None)
         self._bare = (None,) * len(self._funcs) if self.log is not None else program.bare
         self._instructions = program.instructions
-        most = most_held(program.predicted.peak, self.budget, keeps_all=not program.plan.decisions)
-        self._spare = most - self.budget
+        self.room.expect(program.predicted.peak, keeps_all=not program.plan.decisions)
         self._index = index
         self.handler = self.follow
         for value, ref in program.initial.items():
@@ -255,7 +251,7 @@ class Engine:
             resident = self._bound.get(value)
             if resident is None or resident.place is Place.HERE or value in away:
                 continue
-            if self._still_lacking(resident.held) <= 0:
+            if self.room.still_lacking(resident.held) <= 0:
                 self.manager.bring_back(resident, self._room_for_fetch)
 
     # -- following ---------------------------------------------------------------------------
@@ -328,9 +324,9 @@ class Engine:
             need = instruction.need
             if instruction.unsure:
                 need = max(need, output_bytes(func, facts_of(func), args, kwargs, self.device))
-            is_cramped = self._make_way(need, instruction.scratch)
-            lacking = self._lacking(need)
-            if lacking > self.budget // 100:
+            is_cramped = self.room.make_way(need, instruction.scratch)
+            lacking = self.room.lacking(need)
+            if lacking > self.room.budget // 100:
                 self.happened.lacked = max(self.happened.lacked, lacking)
                 self._in_use = self._keys(args, kwargs)
                 self._make_room(need, facts_of(func).name, lambda: self._farthest(index))
@@ -345,8 +341,8 @@ class Engine:
             self._capture(index, func, args, kwargs, sources, draw)
         begun = self._now()
         try:
-            if is_cramped and self._allocator is not None:
-                with self._allocator.held_tight():
+            if is_cramped:
+                with self.room.held_tight():
                     result = func(*args, **kwargs)
             else:
                 result = func(*args, **kwargs)
@@ -355,7 +351,7 @@ class Engine:
                 rewind(draw)
             result = self._retry(error, func, args, kwargs)
         if self.log is not None:
-            self.log.ran(index, begun, self._in_use_now())
+            self.log.ran(index, begun, self.room.in_use())
         if instruction.writes and sources is not None:
             self._bind_results(instruction, index, func, args, kwargs, sources, result)
         for row, following in instruction.after:
@@ -441,9 +437,9 @@ class Engine:
         self._in_use = keys
         need = output_bytes(func, facts, args, kwargs, self.device)
         if self._rebase and need >= MOVABLE_FROM:
-            self.base, self._rebase = self.meter.used(), False
-            self.meter.reset_peak()
-        if self._still_lacking(need) > 0:
+            self._rebase = False
+            self.room.begin_here()
+        if self.room.still_lacking(need) > 0:
             self._make_room(need, facts.name, self._oldest)
         draw = draw_of(kwargs, self.device) if facts.random else None
         try:
@@ -502,91 +498,21 @@ class Engine:
 
     # -- keeping the budget ------------------------------------------------------------------
 
-    def used(self) -> int:
-        """Bytes that the device holds for this session now."""
-        return self.meter.used() - self.base - self.footprint()
-
-    def footprint(self) -> int:
-        """Bytes of the device's memory that its tiers fill, which are not the step's."""
-        return sum(tier.store.footprint() for tier in self.manager.tiers.values())
-
-    @property
-    def keeps_freed(self) -> bool:
-        """May what is freed stay with the process, and count as used?"""
-        return self._allocator is not None and self._allocator.keeps
-
-    @property
-    def may_keep_freed(self) -> bool:
-        """Would `keep_freed` do anything?"""
-        return self._allocator is not None and self._allocator.may_keep
-
-    def keep_freed(self) -> None:
-        """From now on, and as long as there is room, what is freed stays: taking it again costs time."""
-        if self._allocator is not None and not self._allocator.keeps:
-            self._held_before = self.used()
-            self._allocator.keep()
-
-    def return_freed(self, *, for_good: bool = False) -> None:
-        """What is freed goes back, and counts no more. `for_good`: `keep_freed` will do nothing."""
-        if self._allocator is not None:
-            self._allocator.tighten(for_good=for_good)
-
-    def _make_way(self, nbytes: int, scratch: int = 0) -> bool:
-        """Give back what is free, if `nbytes` more might lead above what the plan was said to take.
-
-        `scratch`: those of them that the call frees again. It may be in several pieces, one after the
-        other: is there too little room for all to be kept, as far as anyone knows?
-        """
-        if not self.keeps_freed or self._lacking(nbytes) + self.manager.arriving() <= self._spare:
-            return False
-        self._reclaim()
-        if not scratch:
-            return False
-        return self._lacking(nbytes + scratch) + self.manager.arriving() > self._spare
-
-    def _make_way_in_lane(self, nbytes: int) -> None:
-        """The same, on the lane's thread, before a copy in takes its memory: what it awaited is free."""
-        if self.keeps_freed and self.used() + nbytes - self.budget > self._spare:
-            self._reclaim()
-
-    def _reclaim(self) -> bool:
-        """Give back what is free now; was there perhaps anything?"""
-        if self._allocator is None or not self._allocator.keeps:
-            return False
-        self._allocator.trim()
-        return True
-
-    def _in_use_now(self) -> int:
-        """`used`, without what is free and kept."""
-        if self._allocator is None or not self._allocator.keeps:
-            return self.used()
-        return self._held_before + self._allocator.grown()
-
     def _make_room(self, nbytes: int, op: str, victims: Callable[[], list[Resident]]) -> None:
         """Evict `victims`, first come first gone, until `nbytes` more fit; if none are left, overrun."""
         self._clear(nbytes, victims)
-        if (lacking := self._still_lacking(nbytes)) > 0:
+        if (lacking := self.room.still_lacking(nbytes)) > 0:
             self._overrun(lacking, op)
-
-    def _lacking(self, nbytes: int) -> int:
-        """How many bytes are missing, if `nbytes` more are taken and what is on its way in arrives."""
-        promised = self.manager.promised() if self.device.type == "cpu" else 0  # a GPU's are taken
-        return self.used() + promised + nbytes - self.budget
-
-    def _still_lacking(self, nbytes: int) -> int:
-        """`_lacking`, without what is free and kept."""
-        lacking = self._lacking(nbytes)
-        return self._lacking(nbytes) if lacking > 0 and self._reclaim() else lacking
 
     def _clear(self, nbytes: int, victims: Callable[[], list[Resident]]) -> None:
         """Let leave what is leaving, oldest first, then evict, as long as `nbytes` more do not fit."""
         start = time.perf_counter()
         for copy in self.manager.leaving():
-            if self._still_lacking(nbytes) <= 0:
+            if self.room.still_lacking(nbytes) <= 0:
                 break
             copy.drain()
         self.happened.fetch_seconds += time.perf_counter() - start
-        if (lacking := self._still_lacking(nbytes)) > 0:
+        if (lacking := self.room.still_lacking(nbytes)) > 0:
             self._evict(victims(), lacking)
 
     def _farthest(self, index: int) -> list[Resident]:
@@ -645,12 +571,12 @@ class Engine:
         if lacking > self.happened.overrun:
             self.happened.overrun, self.happened.overrun_op = lacking, op
         # Three in a hundred is what the promise leaves to the allocator, and to Python itself.
-        if not self.tolerant and lacking > max(self.budget * 3 // 100, _UNPLANNED):
+        if not self.tolerant and lacking > max(self.room.budget * 3 // 100, _UNPLANNED):
             raise self._budget_error(lacking, op)
 
     def _budget_error(self, lacking: int, op: str) -> BudgetError:
-        held = self.used()
-        return BudgetError(self.budget, self.budget + lacking, op, [("not evictable", held)])
+        budget, held = self.room.budget, self.room.used()
+        return BudgetError(budget, budget + lacking, op, [("not evictable", held)])
 
     def _retry(
         self,
@@ -716,7 +642,7 @@ class Engine:
                 if copy is not None:
                     self._copies[action.transfer] = copy
                     self._log_copy(row, copy)
-                    self._make_way(0)
+                    self.room.make_way(0)
             case Wait():
                 self._await(action)
                 if self.log is not None:
@@ -825,11 +751,11 @@ class Engine:
             return storage
 
         def prepare(op: Op) -> None:
-            if self.keeps_freed:
+            if self.room.keeps_freed:
                 fresh = sum(
                     program.trace.values[value].nbytes for value in program.trace.fresh[op.index]
                 )
-                self._make_way(fresh + op.workspace)
+                self.room.make_way(fresh + op.workspace)
 
         wanted = list(wanted)
         try:
@@ -970,7 +896,7 @@ class Engine:
 
     def _room_for_fetch(self, nbytes: int) -> None:
         # The plan, if there is one, has no room for what it did not foresee.
-        if self._still_lacking(nbytes) > 0:
+        if self.room.still_lacking(nbytes) > 0:
             # `_index` is the op after the one that is being prepared. What was touched longest ago
             # would be wrong here: in backward and in the optimizer that is often what comes next.
             is_known, index = self.is_following, self._index - 1
@@ -983,7 +909,7 @@ class Engine:
 
     def _evict_at_any_rate(self, nbytes: int) -> None:
         """The system refused so many bytes: holes of what was kept are in its way, too."""
-        self.return_freed(for_good=True)
+        self.room.return_freed(for_good=True)
         self._evict(self._oldest(), nbytes)
 
     def _bind(self, value: ValueId, storage: UntypedStorage) -> None:
