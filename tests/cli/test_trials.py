@@ -20,16 +20,16 @@ def steady():
 
 
 def moody():
-    return training(noise)
+    return training(noise, 512)
 
 
 def talkative():
-    step = training(lambda: 0.0)
+    step = training(lambda: 0.0, 512)
     return lambda number: step(number) or [torch.tensor(noise())]
 
 
 def remembering():
-    step, memory = training(lambda: 0.0), nn.BatchNorm1d(1)
+    step, memory = training(lambda: 0.0, 512), nn.BatchNorm1d(1)
     return lambda number: (step(number), memory.running_mean.fill_(noise()))[0]
 
 
@@ -37,10 +37,10 @@ def noise():
     return int.from_bytes(os.urandom(4), "big") / 2**32
 
 
-def training(noise):
+def training(noise, samples=8192):
     model = nn.Sequential(*(part for _ in range(8) for part in (nn.Linear(128, 128), nn.Tanh())))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    batch = torch.randn(8192, 128)
+    batch = torch.randn(samples, 128)
 
     def step(number):
         loss = (model(batch) + noise()).square().mean()
