@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -43,10 +44,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    sizes = [nbytes for nbytes in SIZES if nbytes < psutil.virtual_memory().available // 2]
     found: dict[tuple[bool, int, float], list[float]] = {}
     for _ in range(options.rounds):
         for huge in (False, True):
-            for nbytes in SIZES:
+            for nbytes in sizes:
                 taken(nbytes, huge=huge)
                 for pause in PAUSES:
                     time.sleep(pause)

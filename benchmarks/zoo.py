@@ -91,7 +91,7 @@ def child(name: str, size: str, budget: str | None, policy: str) -> dict[str, An
         "losses": losses,
         "bits": digest(),
         "ops": len(trace.ops),
-        "budget": session.engine.room.budget,
+        "budget": session.budget,
         "by": session.outcome.plan.policy,
         "steps": [
             {

@@ -124,7 +124,7 @@ def compare(name: str, budget: str, steps: int, **options: Any) -> Compared:
         digest(losses),
         plain_state,
         state_of(load),
-        session.engine.room.budget,
+        session.budget,
         least_budget(session.trace).nbytes,
         session.reports,
     )

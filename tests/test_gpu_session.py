@@ -140,7 +140,7 @@ def test_a_session_trains_the_same_bits_under_a_cap_and_gives_the_gpu_back(
     ]
     assert session.engine.manager.statistics.prefetches > 0
     # The hard cap is the budget, and what the allocator had kept was given back under it.
-    assert capped == pytest.approx(session.engine.room.budget / MEMORY)
+    assert capped == pytest.approx(session.budget / MEMORY)
     assert ("empty_cache", 0) in gpu.asked
     assert gpu.fraction == 0.75
     assert not session.engine.manager.absent

@@ -84,7 +84,9 @@ class Course:
     # Seconds of the last steps, charted ones too, as if the plan in force had been all along.
     steps: deque[float] = field(default_factory=lambda: deque(maxlen=_PACED))
     # Bytes at the peaks of its last steps, once it is not young; True: of those whose freed memory stays.
-    peaks: dict[bool, deque[int]] = field(default_factory=lambda: {True: _few(), False: _few()})
+    peaks: dict[bool, deque[int]] = field(
+        default_factory=lambda: {keeps: deque(maxlen=_PEAKS) for keeps in (False, True)}
+    )
 
     @property
     def slack(self) -> int:
@@ -312,10 +314,6 @@ class Planner:
 def _reserve(budget: int, *, is_first: bool) -> int:
     """Bytes of it that no plan uses; of small ones the first leaves more, for the one step it lasts."""
     return budget // _RESERVE + (min(_FIRST_USED, budget // 32) if is_first else 0)
-
-
-def _few() -> deque[int]:
-    return deque(maxlen=_PEAKS)
 
 
 def _compiled(recording: Recording, found: Outcome) -> Program:

@@ -299,7 +299,7 @@ class Session:
 
     def _learn(self, course: Course, log: Log | None, report: StepReport, needed: int) -> None:
         """A planned step ran as planned, in `needed` bytes: what does it say about the next one?"""
-        happened, budget = self.engine.happened, self.engine.room.budget
+        happened, budget = self.engine.happened, self.budget
         self._course = course
         if log is not None:
             self.measured, self.samples = log.chart(report.seconds, happened.stalls), log.samples
@@ -342,7 +342,7 @@ class Session:
             raise BudgetError(budget, least.nbytes, op, least.holders)
         if not complete:
             return
-        if budget != self.engine.room.budget:
+        if budget != self.budget:
             self.engine.room.budget = budget
             self._cap(budget)
         self._recorded, self._recording = trace, False
@@ -355,19 +355,23 @@ class Session:
         """A solver leaves cycles, and holes in the heap, which would count as the step's."""
         if self._allocator is not None:
             gc.collect()
-            self._allocator.trim()
             self._allocator.plug()
 
     def _follow(self, course: Course, slack: Callable[[], int]) -> None:
         """Follow a course that was just planned; `slack`: with the books that planning left."""
         self._forget_planning()
-        if self._planner.weigh(course, slack(), self.engine.room.budget):
+        if self._planner.weigh(course, slack(), self.budget):
             self._forget_planning()
         self._course = course
         others = [other.program for other in self._planner.courses if other is not course]
         self.engine.follow_program(course.program, others)
 
     # -- what is known -----------------------------------------------------------------------
+
+    @property
+    def budget(self) -> int:
+        """Bytes that the device may hold for the step; of a share, not before one was recorded."""
+        return self.engine.room.budget
 
     @property
     def machine(self) -> Machine:
@@ -468,7 +472,7 @@ class Session:
         return {
             "penstock": "report",
             "version": 1,
-            "budget": self.engine.room.budget,
+            "budget": self.budget,
             "policy": self.policy_name,
             "machine": asdict(self.machine),
             "least_budget": None if self.trace is None else least_budget(self.trace).nbytes,

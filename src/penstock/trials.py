@@ -231,7 +231,7 @@ def _under(budget: str, policy: str, step: Callable[[int], Any], state: "_State"
         for number in range(_STEPS):
             losses += _numbers(step(number))
     bits = state.bits(losses)
-    ran = Ran(0.0, bits, session.engine.room.budget, tuple(session.reports), max(full))
+    ran = Ran(0.0, bits, session.budget, tuple(session.reports), max(full))
     seconds = [report.seconds for report in ran.late or ran.reports]
     return ran._replace(seconds=median(seconds))
 

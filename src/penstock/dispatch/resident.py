@@ -236,14 +236,17 @@ class CAllocator:
             self._return_what_is_free()
 
     def plug(self) -> None:
-        """Plug the holes that small blocks left, which were freed while it was tight. Takes a millisecond.
+        """Trim, and plug the holes that small blocks left which were freed while it was tight.
 
-        Not where the system limits what the process holds: there a plug costs what its hole could hold.
-        Nor before every step: small blocks would go above the plugs, and the heap would grow and grow.
+        Takes a millisecond. No plugs where the system limits what the process holds: there one costs what
+        its hole could hold. Not to be asked before every step: small blocks would go above the plugs, and
+        the heap would grow and grow.
         """
-        if self._mode == "tight" and not self._is_limited:
-            self._unplug()
-            self._return_what_is_free()
+        if self._mode != "tight" or self._is_limited:
+            self.trim()
+            return
+        self._unplug()
+        self._return_what_is_free()
 
     def keep(self) -> None:
         """Keep all that is freed for what is taken next, until `trim`. Idempotent.

@@ -1,6 +1,6 @@
 """How much room a budget leaves on a device, and how what is free there is given back."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -87,8 +87,9 @@ class Room:
             self._allocator.tighten(for_good=for_good)
 
     def held_tight(self) -> AbstractContextManager[None]:
-        """What is freed meanwhile goes back at once, though all else is kept."""
-        return nullcontext() if self._allocator is None else self._allocator.held_tight()
+        """What is freed meanwhile goes back at once, though all else is kept. Only where it is kept."""
+        assert self._allocator is not None
+        return self._allocator.held_tight()
 
     def expect(self, peak: int, *, keeps_all: bool) -> None:
         """The plan that is followed was said to lead to `peak`; does it keep all values?"""

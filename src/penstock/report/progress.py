@@ -33,14 +33,14 @@ class Progress:
         if session is not None:
             self._say(
                 f"planning: {len(trace.ops)} ops that take {mib(trace.peak + trace.slack)} without "
-                f"a budget, with {session.policy_name}, for {mib(session.engine.room.budget)}"
+                f"a budget, with {session.policy_name}, for {mib(session.budget)}"
             )
 
     def step(self, report: StepReport) -> None:
         session = self._session
         if session is None or not self._console.is_terminal:
             return
-        line = step_line(report, session.engine.room.budget)
+        line = step_line(report, session.budget)
         self._console.print(line, markup=False, soft_wrap=True)
         if report.mode == "planned" and session.outcome is not None:
             self._announce(session, session.outcome)
@@ -48,7 +48,7 @@ class Progress:
     def _announce(self, session: Session, found: Outcome) -> None:
         """Tell of a plan once: in full the first that a step has taught, then what changes."""
         if self._told is None and session.trace is not None:
-            table = forecast(session.trace, session.machine, session.engine.room.budget, found)
+            table = forecast(session.trace, session.machine, session.budget, found)
             self._console.print(table)
         elif found.plan is not self._told:
             peak, seconds = found.timeline.peak, found.timeline.seconds
