@@ -326,7 +326,8 @@ class Session:
         self.engine.manager.rest()
         self.engine.room.return_freed()
         held = self.engine.room.used()
-        yield
+        with self._forgotten():
+            yield
         self._follow(course, lambda: course.slack + self.engine.room.used() - held)
 
     def _take(self, recording: Recording, *, complete: bool) -> None:
@@ -348,20 +349,35 @@ class Session:
         self._recorded, self._recording = trace, False
         if self._on_recorded is not None:
             self._on_recorded(trace)
-        course = self._planner.plan(recording, budget)
+        with self._forgotten():
+            course = self._planner.plan(recording, budget)
         self._follow(course, self._slack)
 
-    def _forget_planning(self) -> None:
-        """A solver leaves cycles, and holes in the heap, which would count as the step's."""
-        if self._allocator is not None:
+    @contextmanager
+    def _forgotten(self) -> Iterator[None]:
+        """Planning leaves cycles, and holes in the heap, which would count as the step's.
+
+        What is older is not looked through for such cycles: that would take 0.2 s and more.
+        """
+        if self._allocator is None:
+            yield
+            return
+        is_ours = gc.get_freeze_count() == 0  # what a script itself froze has to stay so
+        if is_ours:
+            gc.freeze()
+        try:
+            yield
+        finally:
             gc.collect()
-            self._allocator.plug()
+            if is_ours:
+                gc.unfreeze()
+        self._allocator.plug()
 
     def _follow(self, course: Course, slack: Callable[[], int]) -> None:
         """Follow a course that was just planned; `slack`: with the books that planning left."""
-        self._forget_planning()
-        if self._planner.weigh(course, slack(), self.budget):
-            self._forget_planning()
+        known = slack()
+        with self._forgotten():
+            self._planner.weigh(course, known, self.budget)
         self._course = course
         others = [other.program for other in self._planner.courses if other is not course]
         self.engine.follow_program(course.program, others)

@@ -181,7 +181,7 @@ MODELS = {
     "residual": simple(Residual, 4, 3, 16, 16),
     "attention": simple(lambda: nn.Sequential(Block(), Block()), 4, 32, 32),
     "in-place": simple(Editor, 96, 48),
-    "recurrent": simple(Cell, 48, 4, 32),
+    "recurrent": simple(Cell, 48, 3, 32),
     "twice": twice,
 }
 

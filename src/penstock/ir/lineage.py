@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 from penstock.ir.trace import Kind, OpIndex, Trace, ValueId
 
-__all__ = ["Gone", "lineage", "sources"]
+__all__ = ["Gone", "joint_lineage", "lineage", "sources"]
 
 
 class Gone(Exception):
@@ -22,9 +22,19 @@ def lineage(
     `holds(value, op)` says whether a value is resident before an op. What is not resident is
     remade in turn. Raises `Gone` where that is impossible. Cost: linear in the ops returned.
     """
-    previous = trace.previous_version
+    return joint_lineage(trace, (value,), at, holds)
+
+
+def joint_lineage(
+    trace: Trace,
+    values: Iterable[ValueId],
+    at: OpIndex,
+    holds: Callable[[ValueId, int], bool],
+) -> tuple[OpIndex, ...]:
+    """`lineage` of several values that are remade in one pass: each op once."""
+    previous, reads_again = trace.previous_version, trace.reads_again
     needed: set[OpIndex] = set()
-    pending = [value]
+    pending = [*values]
     while pending:
         wanted = pending.pop()
         it = trace.values[wanted]
@@ -37,17 +47,12 @@ def lineage(
             )
         if producer in needed:
             continue
-        op = trace.ops[producer]
-        if not op.repeatable:
+        if not trace.ops[producer].repeatable:
             raise Gone(f"{trace.describe_op(producer)} must not run twice")
         needed.add(producer)
-        overwritten = {previous.get(written) for written in op.writes}
-        for read in op.reads:
-            becomes = read in overwritten
-            if becomes and trace.values[read].kind is Kind.BUFFER:
-                continue  # running statistics: a second run leaves them alone
+        for read, is_overwritten in reads_again[producer]:
             # What the op overwrites is never there to be read: remake it to be overwritten again.
-            if becomes or not holds(read, at):
+            if is_overwritten or not holds(read, at):
                 pending.append(read)
     return tuple(sorted(needed))
 

@@ -141,7 +141,8 @@ class Residency:
             return False
         if it.freed is not None and it.freed < op:
             return False
-        return not any(start < op < back for start, back in self.away(value))
+        stretches = self._away.get(value)
+        return stretches is None or not any(start < op < back for start, back in stretches)
 
     def away(self, value: ValueId) -> Sequence[tuple[int, int]]:
         """The stretches for which `value` is away: after one op, and until just before another."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple, NewType, TypeAlias
 
 import numpy as np
@@ -393,5 +394,5 @@ _CAUSE_NUMBER = {cause: number for number, cause in enumerate(Cause)}
 def _rows(lists: list[Sequence[int]]) -> Rows:
     starts = np.zeros(len(lists) + 1, np.int32)
     np.cumsum(np.fromiter(map(len, lists), np.int32, len(lists)), out=starts[1:])
-    items = np.fromiter((item for row in lists for item in row), np.int32, int(starts[-1]))
+    items = np.fromiter(chain.from_iterable(lists), np.int32, int(starts[-1]))
     return Rows(starts, items)

@@ -161,10 +161,7 @@ class Trace:
             np.array([op.seconds for op in self.ops], np.float64),
             np.array([op.host_seconds for op in self.ops], np.float64),
             np.array([op.workspace for op in self.ops], np.int64),
-            np.array(
-                [0, *(sum(self.values[v].nbytes for v in gone) for gone in self.freed_after)],
-                np.int64,
-            )[: len(self.ops)],
+            np.array([0, *self.freed_bytes], np.int64)[: len(self.ops)],
             np.array([value.nbytes for value in self.values], np.int64),
             np.array([number[value.kind] for value in self.values], np.int64),
         )
@@ -255,14 +252,45 @@ class Trace:
         )
 
     @cached_property
+    def fresh_bytes(self) -> tuple[int, ...]:
+        """For each op, the bytes of what is `fresh`."""
+        return tuple(sum(self.values[value].nbytes for value in made) for made in self.fresh)
+
+    @cached_property
+    def freed_bytes(self) -> tuple[int, ...]:
+        """For each op, the bytes of what is `freed_after` it."""
+        return tuple(sum(self.values[value].nbytes for value in gone) for gone in self.freed_after)
+
+    @cached_property
+    def replaced(self) -> tuple[tuple[ValueId, ...], ...]:
+        """For each op, the versions that it overwrites: a new one stands where the old one stood."""
+        previous = self.previous_version
+        return tuple(
+            tuple(previous[value] for value in op.writes if value in previous) for op in self.ops
+        )
+
+    @cached_property
+    def reads_again(self) -> tuple[tuple[tuple[ValueId, bool], ...], ...]:
+        """For each op, what a second run of it reads, and whether it overwrites that.
+
+        Without the running statistics that it overwrites: a second run leaves them alone.
+        """
+        return tuple(
+            tuple(
+                (read, read in overwritten)
+                for read in op.reads
+                if read not in overwritten or self.values[read].kind is not Kind.BUFFER
+            )
+            for op, overwritten in zip(self.ops, self.replaced, strict=True)
+        )
+
+    @cached_property
     def live(self) -> NDArray[np.int64]:
         """For each op, the bytes held while it runs when nothing is evicted, workspace included."""
-        size = self.columns.nbytes
         change = np.zeros(len(self.ops) + 1, np.int64)
-        change[0] = sum(size[v] for v in self.initial)
-        for op, made, gone in zip(self.ops, self.fresh, self.freed_after, strict=True):
-            change[op.index] += sum(size[v] for v in made)
-            change[op.index + 1] -= sum(size[v] for v in gone)
+        change[0] = sum(self.values[value].nbytes for value in self.initial)
+        change[:-1] += self.fresh_bytes
+        change[1:] -= self.freed_bytes
         held: NDArray[np.int64] = np.cumsum(change)[:-1] + self.columns.workspace
         return held
 

@@ -8,7 +8,7 @@ the budget holds even if no other copy has ended. So the budget never depends on
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from penstock.ir.lineage import lineage
+from penstock.ir.lineage import joint_lineage
 from penstock.ir.plan import Place, Plan, Recompute, Residency, Swap, wraps
 from penstock.ir.schedule import Access, Cause, Schedule, ScheduleBuilder, TransferId, Verb
 from penstock.ir.trace import Op, OpIndex, StorageId, Trace, ValueId
@@ -71,6 +71,9 @@ class _Lowering:
     def __init__(self, trace: Trace, plan: Plan, budget: int | None) -> None:
         self.trace, self.budget = trace, budget
         self.size = [value.nbytes for value in trace.values]
+        # Of all ops, whatever the plan.
+        self.fresh, self.frees, self.replaced = trace.fresh, trace.freed_after, trace.replaced
+        self.fresh_bytes, self.freed_bytes = trace.fresh_bytes, trace.freed_bytes
         self.residency = Residency(trace, plan)
         self.out = ScheduleBuilder(trace)
         self.leaving: dict[Swap | Place, TransferId] = {}
@@ -131,19 +134,23 @@ class _Lowering:
 
     def run(self, index: OpIndex) -> None:
         op = self.trace.ops[index]
-        self.await_inputs(op.reads)
-        takes: Sequence[ValueId] = self.trace.fresh[index]
+        if self.arriving:
+            self.await_inputs(op.reads)
+        takes: Sequence[ValueId] = self.fresh[index]
+        nbytes = self.fresh_bytes[index]
         direct: Sequence[Access] = ()
         if self.placing:
             takes, direct = self.reach(op)
-        self.take(takes, op.workspace, index)
-        for value in op.writes:  # a new version stands where the old one stood
-            if (before := self.trace.previous_version.get(value)) is not None:
-                self.gone.discard(before)
+            nbytes = self.bytes_of(takes)
+        self.take(nbytes, op.workspace, index)
+        self.gone.difference_update(self.replaced[index])
         if self.below:  # what is written there stays there
             self.gone.update(access.value for access in direct if access.written)
-        frees = tuple(v for v in self.trace.freed_after[index] if v not in self.gone)
-        self.occupied -= self.bytes_of(frees)
+        frees, freed = self.frees[index], self.freed_bytes[index]
+        if not self.gone.isdisjoint(frees):
+            frees = tuple(value for value in frees if value not in self.gone)
+            freed = self.bytes_of(frees)
+        self.occupied -= freed
         if direct:
             self.out.use(direct)
         self.out.add(Verb.RUN, index, takes=takes, frees=frees)
@@ -240,7 +247,7 @@ class _Lowering:
         def holds(value: ValueId, op: int) -> bool:
             return value not in wanted and self.residency.holds(value, op)
 
-        ops = sorted({index for v in wanted for index in lineage(trace, v, at, holds)})
+        ops = joint_lineage(trace, wanted, at, holds)
         last_read = {read: index for index in ops for read in trace.ops[index].reads}
         inside: set[ValueId] = set()  # made by this pass and still there
         for index in ops:
@@ -261,7 +268,7 @@ class _Lowering:
                 else:
                     continue  # model state, which a second run leaves alone
                 inside.add(value)
-            self.take(takes, op.workspace, at)
+            self.take(self.bytes_of(takes), op.workspace, at)
             frees = sorted(
                 v
                 for v in {*op.reads, *op.writes} & inside - wanted
@@ -311,9 +318,8 @@ class _Lowering:
             leaving = sum(held for held, outlives in self.pending.values() if outlives < at)
         self.need[at] = max(self.need[at], self.occupied - leaving + nbytes)
 
-    def take(self, values: Iterable[ValueId], workspace: int, at: OpIndex) -> None:
-        """Wait until the bytes of `values` and `workspace` fit; hold those of `values` from here."""
-        nbytes = self.bytes_of(values)
+    def take(self, nbytes: int, workspace: int, at: OpIndex) -> None:
+        """Wait until `nbytes` and `workspace` fit; hold `nbytes` from here."""
         if self.budget is not None:
             limit = self.budget - nbytes - workspace
             while self.occupied > limit and (copy := self.oldest_pending(at)) is not None:

@@ -13,7 +13,7 @@ from itertools import chain
 from math import log2
 from typing import TypeAlias
 
-from penstock.ir.lineage import Gone, lineage
+from penstock.ir.lineage import Gone, joint_lineage
 from penstock.ir.machine import Tier
 from penstock.ir.plan import Decision, Plan, Recompute, Residency, Swap
 from penstock.ir.policy import Problem
@@ -132,16 +132,16 @@ def _passes(problem: Problem, remakes: Iterable[Recompute]) -> list[Pass]:
 
 def _lineage(
     problem: Problem, residency: Residency, targets: set[ValueId], at: OpIndex
-) -> set[OpIndex]:
+) -> tuple[OpIndex, ...]:
     """The ops that one pass runs again; none where that is impossible."""
 
     def holds(value: ValueId, op: int) -> bool:
         return value not in targets and residency.holds(value, op)
 
     try:
-        return {op for value in targets for op in lineage(problem.trace, value, at, holds)}
+        return joint_lineage(problem.trace, targets, at, holds)
     except Gone:
-        return set()
+        return ()
 
 
 # -- triggers -------------------------------------------------------------------------------------
