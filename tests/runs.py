@@ -152,7 +152,7 @@ def in_room(budget: str, limit: int | None = None) -> InRoom:
 
 
 def last_batches(epochs: int, steps: int) -> list[tuple[bool, StepReport]]:
-    """Of each step but an epoch's last (a smaller one): was what is freed kept; its report."""
+    """Of each step but an epoch's last, a smaller one: was what is freed kept; its report."""
     settle()
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Sequential(nn.Linear(256, 256), nn.GELU()) for _ in range(6)))

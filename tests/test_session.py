@@ -16,7 +16,7 @@ from penstock.ir.policy import Need, Problem
 from penstock.planner import CHARTED
 from penstock.session import Session
 from penstock.zoo import names
-from runs import MIB, Compared, apart, compare, in_room, last_batches
+from runs import MIB, Compared, apart, compare, in_room
 
 STEPS = 5
 """Two are recorded, one runs the first plan, the others the plan made with what that one measured."""
@@ -89,27 +89,6 @@ def test_no_policy_changes_a_bit(name: str, policy: str, tmp_path: Path) -> None
     assert_same_bits(found)
 
 
-def test_a_shape_that_comes_seldom_is_recorded_when_it_comes_and_planned_from_then_on(
-    tmp_path: Path,
-) -> None:
-    """After a step of a new shape the next one is recorded; but it is of the old shape again."""
-    torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Sequential(nn.Linear(256, 256), nn.GELU()) for _ in range(6)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    sizes = [4096, 4096, 1024] * 6
-    with Session("70%", device="cpu", tier=f"disk:{tmp_path}") as session:
-        for size in sizes:
-            model(torch.ones(size, 256)).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    modes = [report.mode for report in session.reports]
-    assert modes.count("recorded") == 3  # the first makes the optimizer's state
-    assert modes.count("on demand") <= 2
-    assert set(modes[-6:]) == {"planned"}
-    peaks = [report.peak for report in session.reports[-6:]]
-    assert max(peaks[2], peaks[5]) < min(peaks[0], peaks[1])
-
-
 @pytest.mark.parametrize("budget", ["60%", "115%", "250%"])
 def test_what_is_freed_stays_once_a_plan_is_known_and_the_budget_holds(budget: str) -> None:
     found = apart(in_room, budget)
@@ -126,13 +105,6 @@ def test_what_is_freed_stays_once_a_plan_is_known_and_the_budget_holds(budget: s
     errors = [abs(report.predicted_peak / report.peak - 1) for report in known]
     assert statistics.median(errors) < 0.05
     assert max(errors) < 0.1
-
-
-def test_a_last_batch_of_its_own_has_few_steps_give_back_what_they_free() -> None:
-    found = apart(last_batches, 4, 20)
-    last = [keeps for keeps, _ in found[-20:]]
-    assert sum(last) >= 10
-    assert {report.mode for _, report in found[-10:]} == {"planned"}
 
 
 def test_where_the_processs_data_is_limited_nothing_that_is_freed_stays() -> None:

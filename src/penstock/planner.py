@@ -60,6 +60,8 @@ _PEAKS = 5
 """Steps whose peaks tell that of the next, by their median."""
 _OWN = "a plan for what was learnt"
 """What an event calls a new plan of the same policy."""
+_LATEST = 0.2
+"""What the last step counts among those that tell which shape is likely to come next."""
 _REMEMBERED = 32
 """Shapes of the step that are kept."""
 
@@ -77,6 +79,7 @@ class Course:
     # Seconds of steps of the plan in force, run as they will be from now on.
     calm: list[float] = field(default_factory=list)
     idle: int = 0  # steps of other shapes since one of this
+    share: float = 0.0  # of the steps that were followed, of late
     # Whose plans may yet be tried, by name; None: nothing has settled.
     rivals: list[tuple[str, Policy]] | None = None
     tried: "_Before | None" = None  # the plan before the one that is tried now
@@ -168,6 +171,10 @@ class Planner:
         self.courses = [course, *others][:_REMEMBERED]
         return course
 
+    def knows(self, recording: Recording) -> bool:
+        """Is it of a step that makes the same calls as one that is planned?"""
+        return any(course.recording.funcs == recording.funcs for course in self.courses)
+
     def course_of(self, program: Program | None) -> Course | None:
         return next((course for course in self.courses if course.program is program), None)
 
@@ -175,7 +182,9 @@ class Planner:
         """A step of `course` was followed."""
         for other in self.courses:
             other.idle += 1
+            other.share *= 1 - _LATEST
         course.idle = 0
+        course.share += _LATEST
 
     def learn(
         self, course: Course, log: Log, measured: Timeline, needed: int, lacked: int, budget: int

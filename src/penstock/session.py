@@ -50,6 +50,12 @@ from penstock.solve.best import Outcome, outcome
 
 __all__ = ["Session", "StepReport", "device_of", "settle"]
 
+_STRAYED, _ASTRAY = 3, 5
+"""What a step counts that began as a known one and was another, where every step takes one off; and the
+sum at which such steps are recorded: two in a row, or one in two."""
+_LOOKED_AT = 4
+"""Steps that are recorded from their beginning, to find one of another kind."""
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -119,6 +125,8 @@ class Session:
         self._replans = 0
         self._ended: float | None = None  # when the last step ended
         self._patience = 0  # steps to wait before the next recording
+        self._all_recorded = 0  # steps that are to be recorded, even if they begin as a known one
+        self._strays = 0  # grows with each step that began as a known one and was another
 
     # -- life --------------------------------------------------------------------------------
 
@@ -205,20 +213,23 @@ class Session:
         courses = self._planner.courses
         self.engine.young = [course.program for course in courses if course.is_young]
         awaited = any(course.is_awaited for course in courses)
-        # Does this step run as later ones will: is nothing left that has all memory given back?
-        self._is_calm = bool(courses) and not (self._recording or awaited)
+        # Is nothing left that has all memory given back? Not what is to be recorded, as long as it may
+        # be a known step: another one may come but once an epoch.
+        is_learnt = bool(courses) and not (awaited or self._all_recorded)
+        self._is_calm = is_learnt and not self._recording
         keeps = (
-            self._is_calm
+            is_learnt
             and all(course.recording.trace.is_dense for course in courses)
             and self.engine.room.may_keep_freed
         )
         if self._recording:
             self._recorder.open()
             self._recorder.begin()
+            self._begin_likely()
             self.engine.tolerant = True
-            known = [course.program for course in courses]
-            self.engine.begin_step(self._record, known)
+            self.engine.begin_step(self._record, may_be_known=not self._all_recorded)
         else:
+            self._begin_likely()
             self._recorder.pause()
             # A young plan does not know yet how much the device holds beyond values.
             young = bool(self.engine.young)
@@ -232,6 +243,17 @@ class Session:
         self.meter.reset_peak()
         self._began = time.perf_counter()
         self._planned_for = 0.0 if self._ended is None else self._began - self._ended
+
+    def _begin_likely(self) -> None:
+        """Have the step begin as one of the shape that comes most often: one change less on the way."""
+        courses = self._planner.courses
+        likely = max(courses, key=lambda course: course.share, default=None)
+        if likely is not None and likely.program is not self.engine.program:
+            self._begin_as(likely)
+
+    def _begin_as(self, course: Course) -> None:
+        others = [other.program for other in self._planner.courses if other is not course]
+        self.engine.follow_program(course.program, others)
 
     def _record(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._recorder.run(func, args, kwargs, arrived=self.engine.arrived)
@@ -287,8 +309,13 @@ class Session:
                     f"nothing ran on {self.device}: say fit(device=...), or set CUDA_VISIBLE_DEVICES"
                 )
             self._tell(replace(report, events=tuple(happened.events)))
+            if self._all_recorded and self._planner.knows(recording):
+                self._all_recorded -= 1
+                self._recording = self._all_recorded > 0
+                return
             self._take(recording, complete=complete)
             return
+        self._strays = max(0, self._strays - 1)
         if happened.fell_back:
             self._step_changed()
         elif followed is not None and course is not None:
@@ -346,7 +373,7 @@ class Session:
         if budget != self.budget:
             self.engine.room.budget = budget
             self._cap(budget)
-        self._recorded, self._recording = trace, False
+        self._recorded, self._recording, self._all_recorded = trace, False, 0
         if self._on_recorded is not None:
             self._on_recorded(trace)
         with self._forgotten():
@@ -379,8 +406,7 @@ class Session:
         with self._forgotten():
             self._planner.weigh(course, known, self.budget)
         self._course = course
-        others = [other.program for other in self._planner.courses if other is not course]
-        self.engine.follow_program(course.program, others)
+        self._begin_as(course)
 
     # -- what is known -----------------------------------------------------------------------
 
@@ -405,10 +431,21 @@ class Session:
         return None if self._course is None else self._course.outcome
 
     def _step_changed(self) -> None:
-        """The last step left the recorded path: record the next one, but not for ever."""
+        """The last step left the recorded path: record the next one like it, but not for ever.
+
+        Did it begin as a known one, the next like it cannot be told in time. If it is but one of many
+        steps, as one is whose norms are logged, it may run on demand where it differs; if not, the next
+        few are recorded from their beginning.
+        """
+        if self.engine.happened.begun_alike:
+            self._strays += _STRAYED
+            if self._strays < _ASTRAY:
+                return
         self._patience -= 1
         if self._patience <= 0:
             self._recording = True
+            self._all_recorded = _LOOKED_AT if self.engine.happened.begun_alike else 0
+            self._strays = 0
             self._replans += 1
             self._patience = min(1 << self._replans, 64) if self._replans > 4 else 0
 

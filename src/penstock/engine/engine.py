@@ -26,9 +26,9 @@ from penstock.dispatch.clock import Clock, in_backward
 from penstock.dispatch.generators import draw_of, rewind
 from penstock.dispatch.resident import CAllocator, Meter
 from penstock.dispatch.schema import facts_of, tensors_in
-from penstock.dispatch.storage import CAN_SWAP, StorageRef, key_of, lies_on, storage_of
+from penstock.dispatch.storage import CAN_SWAP, key_of, lies_on, storage_of
 from penstock.engine.lanes import Copy
-from penstock.engine.lineage import Call, capture, fresh_storages, run_again
+from penstock.engine.lineage import Call, capture, fresh_storages, renamed_call, run_again
 from penstock.engine.log import Log
 from penstock.engine.needs import output_bytes
 from penstock.engine.program import CopyAhead, Discard, Instruction, Lineage, Pass, Program
@@ -77,6 +77,7 @@ class Happened:
     fetch_seconds: float = 0.0  # waiting for copies that nobody planned
     events: list[str] = field(default_factory=list)  # fallback, retry, replan ...
     fell_back: bool = False  # it left the recorded path
+    begun_alike: bool = False  # and that after its first large values had the known sizes
     overrun: int = 0  # bytes by which the budget was missed because nothing was left to evict
     overrun_op: str = ""
     lacked: int = 0  # bytes that the plan had room for and the device did not
@@ -141,9 +142,6 @@ class Engine:
         self._guarded: defaultdict[int, set[int]] = defaultdict(set)  # source -> dropped, by key
         self._marks: list[int] = []
         self.has_recognised = False  # was the step, though it was to be recorded, a known one?
-        # While recording: the steps that this one may turn out to be, and what each of its ops wrote.
-        self._known: list[Program] = []
-        self._seen: list[list[StorageRef]] = []
         self._in_use: set[int] = set()  # keys of what the current call reads: not to be evicted
 
     @property
@@ -173,12 +171,12 @@ class Engine:
     def begin_step(
         self,
         execute: Execute | None = None,
-        known: Iterable[Program] = (),
         *,
+        may_be_known: bool = True,
         charted: bool = False,
     ) -> None:
         """A step begins. With `execute`, calls are run through it (a recorder), until it is clear
-        that the step is one of the `known` ones: then that is followed.
+        that the step is a known one; a known one is followed from the first, if it `may_be_known`.
 
         `charted`: note when everything happens, for `measured`.
         """
@@ -189,10 +187,8 @@ class Engine:
         self._bound.clear()
         self._marks.clear()
         self._recent.clear()
-        self._known = list(known)
-        self._seen.clear()
         self.has_recognised = False
-        if self.program is None or execute is not None:
+        if self.program is None or not may_be_known:
             self.handler = self.serve
         else:
             if charted:
@@ -204,12 +200,18 @@ class Engine:
     def is_following(self) -> bool:
         return self.handler == self.follow
 
+    @property
+    def is_recording(self) -> bool:
+        """Do calls run through a recorder?"""
+        return self._execute is not _call
+
     def end_step(self) -> None:
         """A step has ended."""
         program = self.program
         if program is not None and self.is_following:
-            if self._index < len(program.instructions):
-                left = len(program.instructions) - self._index
+            left = len(program.instructions) - self._index
+            self.has_recognised |= not left
+            if left and not self.is_recording:
                 self.happened.note(f"the step ended {left} ops early")
         self._calls.clear()
 
@@ -221,7 +223,8 @@ class Engine:
         if self.log is not None and self.log.schedule is not program.schedule:
             self.log = Log(program.schedule, self.log.watch)
         self._funcs = (*program.funcs, None)
-        self._bare = (None,) * len(self._funcs) if self.log is not None else program.bare
+        is_watched = self.log is not None or self.is_recording
+        self._bare = (None,) * len(self._funcs) if is_watched else program.bare
         self._instructions = program.instructions
         self.room.expect(program.predicted.peak, keeps_all=not program.plan.decisions)
         self._index = index
@@ -269,7 +272,7 @@ class Engine:
             if self._absent or self._ahead:
                 self._attend(args, kwargs)
                 self._heed_writes(func, args, kwargs)
-            if self.log is None:
+            if self.log is None and not self.is_recording:
                 try:
                     return func._op(*args, **kwargs)
                 except RuntimeError as error:
@@ -285,8 +288,47 @@ class Engine:
             elif self._absent:
                 self._attend(args, kwargs)
             return func(*args, **kwargs)
+        if (other := self._other_with(func)) is not None:
+            self._switch(other)
+            return self.follow(func, args, kwargs)
         self._lose_track(facts.name)
         return self.serve(func, args, kwargs)
+
+    def _other_with(self, func: OpOverload) -> Program | None:
+        """The program of a step that began as this one, and goes on with `func`."""
+        program, index = self.program, self._index
+        assert program is not None
+        for other in self.candidates:
+            goes_on = index < len(other.funcs) and other.funcs[index] is func
+            if goes_on and other.funcs[:index] == program.funcs[:index] and self._has_marks(other):
+                return other
+        return None
+
+    def _has_marks(self, other: Program) -> bool:
+        """Are the sizes that were met in this step those of `other`?"""
+        return self._marks == other.marked_sizes[: len(self._marks)]
+
+    def _switch(self, other: Program) -> None:
+        """Follow `other` from here on, which has begun in the same way: with its names for all values."""
+        before, done = self.program, self._index
+        assert before is not None
+        stored = {ref.key: value for value, ref in other.initial.items()}
+        met = before.initial.items()
+        names = {value: stored[ref.key] for value, ref in met if ref.key in stored}
+        for one, same in zip(before.trace.ops[:done], other.trace.ops[:done], strict=True):
+            names.update(zip(one.writes, same.writes, strict=False))
+        bound, calls = [*self._bound.items()], [*self._calls.items()]
+        self._bound.clear()
+        self._calls.clear()
+        self._copies.clear()
+        self._enter(other, done)
+        for value, resident in bound:
+            storage = resident.ref()
+            if value in names and storage is not None:
+                self._bind(names[value], storage)
+        for index, call in calls:
+            if (renamed := renamed_call(call, other.trace.ops[index], names)) is not None:
+                self._calls[index] = renamed
 
     def _lose_track(self, name: str) -> None:
         program = self.program
@@ -300,8 +342,13 @@ class Engine:
 
     def _fall_back(self, why: str) -> None:
         """Serve from here on. The step was not planned, so an overrun is noted, as in a recorded one."""
-        self.happened.note(f"fallback: {why}")
-        self.happened.fell_back = True
+        if self.is_recording:
+            self.room.return_freed()  # what an op takes is seen only if what was freed has gone
+        else:
+            assert self.program is not None
+            self.happened.note(f"fallback: {why}")
+            self.happened.fell_back = True
+            self.happened.begun_alike = len(self._marks) == len(self.program.marks)
         self.tolerant = True
         self.handler = self.serve
 
@@ -314,6 +361,8 @@ class Engine:
         kwargs: dict[str, Any],
     ) -> Any:
         self._tick += 1
+        if self.is_recording:
+            self.arrived = time.perf_counter()
         for row, action in instruction.before:
             self._perform(row, action)
         if self._absent or self._ahead:
@@ -343,9 +392,9 @@ class Engine:
         try:
             if is_cramped:
                 with self.room.held_tight():
-                    result = func(*args, **kwargs)
+                    result = self._execute(func, args, kwargs)
             else:
-                result = func(*args, **kwargs)
+                result = self._execute(func, args, kwargs)
         except RuntimeError as error:
             if draw is not None:
                 rewind(draw)
@@ -404,14 +453,18 @@ class Engine:
                 break
             bound = self._bound.get(value)
             self._marks.append(bound.nbytes if bound is not None else 0)
-        if self._marks == program.marked_sizes[: len(self._marks)]:
-            return
-        for other in self.candidates:
-            same_start = other.funcs[: self._index] == program.funcs[: self._index]
-            if same_start and self._marks == other.marked_sizes[: len(self._marks)]:
-                self._enter(other, self._index)
+        if not self._has_marks(program):
+            begun = program.funcs[: self._index]
+            like = (one for one in self.candidates if one.funcs[: self._index] == begun)
+            other = next(filter(self._has_marks, like), None)
+            if other is None:
+                self._fall_back("the step has another shape than any recorded one")
                 return
-        self._fall_back("the step has another shape than any recorded one")
+            self._switch(other)
+            program = other
+        if self.is_recording and len(self._marks) == len(program.marks):
+            self._execute, self.has_recognised = _call, True
+            self._bare = program.bare
 
     # -- serving -----------------------------------------------------------------------------
 
@@ -426,7 +479,7 @@ class Engine:
                 self._attend(args, kwargs)
             # The recorder wants to see views too, to tell host time from op time.
             return func(*args, **kwargs)
-        if self.program is not None and self._execute is _call and self._find_place(func):
+        if self.program is not None and not self.is_recording and self._find_place(func):
             return self.follow(func, args, kwargs)
         self._tick += 1
         if self._absent or self._ahead:
@@ -454,29 +507,7 @@ class Engine:
         for storage in fresh:
             self._touch(storage)
         self.happened.served += 1
-        if self._known:
-            written = _unique(storage_of(t) for t in self._mine(facts.written(args, kwargs)))
-            self._recognise(func, written, fresh)
         return result
-
-    def _recognise(
-        self, func: OpOverload, written: list[UntypedStorage], fresh: list[UntypedStorage]
-    ) -> None:
-        """A recorded step went on by one call: once it can only be a known one, follow that."""
-        op = len(self._seen)
-        self._seen.append([StorageRef(storage) for storage in (*written, *fresh)])
-        sizes = [storage.nbytes() for storage in fresh]
-        self._known = [one for one in self._known if one.makes(op, func, sizes)]
-        for program in self._known:
-            if program.marks and op >= program.marks[-1][0]:
-                self._execute, self._known, self.has_recognised = _call, [], True
-                self._enter(program, op + 1)
-                for made, refs in zip(program.trace.ops, self._seen, strict=False):
-                    for value, ref in zip(made.writes, refs, strict=False):
-                        storage = ref()
-                        if storage is not None and storage.nbytes() >= MOVABLE_FROM:
-                            self._bind(value, storage)
-                return
 
     def _find_place(self, func: OpOverload) -> bool:
         """After a deviation: does `func` continue the recorded path somewhere?"""

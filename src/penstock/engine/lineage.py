@@ -9,9 +9,9 @@ statistics are left alone.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from penstock.engine.watch import Moment
 from penstock.errors import InternalError
 from penstock.ir.trace import Op, ValueId
 
-__all__ = ["Call", "capture", "run_again"]
+__all__ = ["Call", "capture", "renamed_call", "run_again"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,19 @@ def _describe(given: Any, values: dict[int, ValueId]) -> Any:
     return given
 
 
+def renamed_call(call: Call, op: Op, names: Mapping[ValueId, ValueId]) -> Call | None:
+    """The same call as `op` of another trace, with that one's names; None if one is not known."""
+
+    def renamed(view: _View) -> _View:
+        return replace(view, value=names[view.value])
+
+    try:
+        args, kwargs = _mapped(call.args, renamed), _mapped(call.kwargs, renamed)
+    except KeyError:
+        return None
+    return replace(call, op=op, args=args, kwargs=kwargs)
+
+
 def run_again(
     calls: Sequence[Call],
     wanted: Iterable[ValueId],
@@ -128,12 +141,12 @@ def run_again(
     last_read = {view.value: index for index, call in enumerate(calls) for view in _views(call)}
     inside: dict[ValueId, UntypedStorage] = {}
 
-    def storage_for(value: ValueId) -> UntypedStorage:
-        return inside[value] if value in inside else source(value)
+    def shown(view: _View) -> Tensor:
+        value = view.value
+        return view.of(inside[value] if value in inside else source(value))
 
     for index, call in enumerate(calls):
-        args = _fill(call.args, storage_for)
-        kwargs = _fill(call.kwargs, storage_for)
+        args, kwargs = _mapped(call.args, shown), _mapped(call.kwargs, shown)
         prepare(call.op)
         begun = now()
         replay = replaying(call.draw) if call.draw is not None else nullcontext()
@@ -173,13 +186,14 @@ def fresh_storages(
     return found
 
 
-def _fill(given: Any, storage_for: Callable[[ValueId], UntypedStorage]) -> Any:
+def _mapped(given: Any, function: Callable[[_View], Any]) -> Any:
+    """`given` with what `function` makes of each view in it."""
     if isinstance(given, _View):
-        return given.of(storage_for(given.value))
+        return function(given)
     if isinstance(given, (list, tuple)):
-        return type(given)(_fill(one, storage_for) for one in given)
+        return type(given)(_mapped(one, function) for one in given)
     if isinstance(given, dict):
-        return {name: _fill(one, storage_for) for name, one in given.items()}
+        return {name: _mapped(one, function) for name, one in given.items()}
     return given
 
 

@@ -111,12 +111,6 @@ class Program:
     def marked_sizes(self) -> list[int]:
         return [self.trace.values[value].allocated for _, value in self.marks]
 
-    def makes(self, op: int, func: OpOverload, sizes: Sequence[int]) -> bool:
-        """Is op `op` of this step a call of `func` that makes storages of these sizes?"""
-        if op >= len(self.funcs) or self.funcs[op] is not func:
-            return False
-        return [self.trace.values[v].allocated for v in self.trace.fresh[op]] == list(sizes)
-
     @cached_property
     def grams(self) -> dict[tuple[OpOverload, ...], list[int]]:
         """Where each run of a few calls ends: to find one's place again after a deviation."""

@@ -289,8 +289,8 @@ class Trace:
         """For each op, the bytes held while it runs when nothing is evicted, workspace included."""
         change = np.zeros(len(self.ops) + 1, np.int64)
         change[0] = sum(self.values[value].nbytes for value in self.initial)
-        change[:-1] += self.fresh_bytes
-        change[1:] -= self.freed_bytes
+        change[:-1] += np.array(self.fresh_bytes, np.int64)
+        change[1:] -= np.array(self.freed_bytes, np.int64)
         held: NDArray[np.int64] = np.cumsum(change)[:-1] + self.columns.workspace
         return held
 

@@ -1,0 +1,135 @@
+"""Training loops whose steps are not all alike: last batches, logged norms, another middle."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from penstock.session import Session
+from runs import apart, digest, last_batches, settle
+
+ROWS, WIDTH = 2048, 256
+
+
+def blocks(count: int) -> nn.Module:
+    return nn.Sequential(*(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()) for _ in range(count)))
+
+
+def trained(
+    session: Session, steps: int, rows: Callable[[int], int], has_norms: Callable[[int], bool]
+) -> list[str]:
+    """Train in `session`; returns the mode of each step. Step by step: the rows, and are norms taken?"""
+    torch.manual_seed(0)
+    model = blocks(6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with session:
+        for step in range(steps):
+            model(torch.ones(rows(step), WIDTH)).square().mean().backward()
+            if has_norms(step):
+                torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
+            optimizer.step()
+            optimizer.zero_grad()
+    return [report.mode for report in session.reports]
+
+
+def session_in(directory: Path) -> Session:
+    return Session("70%", device="cpu", tier=f"disk:{directory}")
+
+
+def test_a_shape_that_comes_seldom_is_recorded_when_it_comes_and_planned_from_then_on(
+    tmp_path: Path,
+) -> None:
+    """After a step of a new shape the next one is recorded; but it is of the old shape again."""
+    session = session_in(tmp_path)
+    modes = trained(session, 18, lambda step: ROWS // 4 if step % 3 == 2 else ROWS, lambda _: False)
+    assert modes.count("recorded") == 3  # the first makes the optimizer's state
+    assert modes.count("on demand") <= 2
+    assert set(modes[-6:]) == {"planned"}
+    peaks = [report.peak for report in session.reports[-6:]]
+    assert max(peaks[2], peaks[5]) < min(peaks[0], peaks[1])
+
+
+def test_steps_that_may_be_recorded_are_as_others_until_the_last_batch_comes_again() -> None:
+    epochs, steps = 3, 14
+    found = apart(last_batches, epochs, steps)
+    second, third = found[steps:-steps], found[-steps:]
+    assert all(keeps for keeps, _ in second[-steps // 2 :])
+    assert sum(keeps for keeps, _ in third) >= 3  # the shape that was recorded is waited for first
+    assert {report.mode for _, report in second + third} == {"planned"}
+    assert not any("re-plan" in event for _, report in second for event in report.events)
+
+
+def test_a_step_whose_norms_are_logged_is_no_reason_to_record_the_others(tmp_path: Path) -> None:
+    session = session_in(tmp_path)
+    modes = trained(session, 20, lambda _: ROWS, lambda step: step % 5 == 4)
+    assert modes == ["recorded"] * 2 + [
+        "on demand" if step % 5 == 4 else "planned" for step in range(2, 20)
+    ]
+    events = [event for report in session.reports[5:] for event in report.events]
+    assert not [event for event in events if "re-plan" in event or "kept" in event]
+
+
+def test_a_step_that_has_changed_for_good_in_its_middle_is_recorded_again(tmp_path: Path) -> None:
+    modes = trained(session_in(tmp_path), 14, lambda _: ROWS, lambda step: step >= 8)
+    assert modes[2:8] == ["planned"] * 6
+    assert modes[8:11] == ["on demand", "on demand", "recorded"]
+    assert modes[11:] == ["planned"] * 3
+
+
+def test_two_kinds_of_step_in_turn_are_both_planned(tmp_path: Path) -> None:
+    modes = trained(session_in(tmp_path), 20, lambda _: ROWS, lambda step: bool(step % 2))
+    assert modes[-8:] == ["planned"] * 8
+
+
+def test_steps_that_are_all_different_are_not_recorded_for_ever(tmp_path: Path) -> None:
+    session = session_in(tmp_path)
+    modes = trained(session, 40, lambda step: ROWS - 8 * step, lambda step: step % 3 == 0)
+    assert modes[-20:].count("recorded") <= 4
+
+
+class TwoInputs(nn.Module):
+    """Large values that are always alike come before those that tell the shapes apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = blocks(2), blocks(4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        h, g = self.one(x), self.other(y)
+        return h.square().mean() + g.square().mean() + (h.mean(0) * g.mean(0)).sum()
+
+
+def two_inputs(session: Session | None) -> list[str]:
+    """Digests of the losses and parameters of a training, every fourth step of which is larger."""
+    settle()
+    torch.manual_seed(0)
+    model = TwoInputs()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+
+    def train() -> None:
+        for step in range(16):
+            rows = 3 * ROWS // 2 if step % 4 == 3 else ROWS
+            loss = model(torch.randn(ROWS, WIDTH), torch.randn(rows, WIDTH))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+
+    if session is None:
+        train()
+    else:
+        with session:
+            train()
+    return digest([*losses, *model.parameters()])
+
+
+@pytest.mark.parametrize("policy", ["chen", "capuchin"])
+def test_what_was_dropped_before_the_shape_was_known_is_remade(policy: str, tmp_path: Path) -> None:
+    session = Session("60%", policy=policy, device="cpu", tier=f"disk:{tmp_path}")
+    assert two_inputs(session) == two_inputs(None)
+    late = session.reports[-8:]
+    assert [report.mode for report in late] == ["planned"] * 8
+    assert all(sum(report.decisions.values()) for report in late)
