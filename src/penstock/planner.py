@@ -61,7 +61,7 @@ _PEAKS = 5
 _OWN = "a plan for what was learnt"
 """What an event calls a new plan of the same policy."""
 _LATEST = 0.2
-"""What the last step counts among those that tell which shape is likely to come next."""
+"""What the last one counts among the steps that came after those of a shape."""
 _REMEMBERED = 32
 """Shapes of the step that are kept."""
 
@@ -79,7 +79,8 @@ class Course:
     # Seconds of steps of the plan in force, run as they will be from now on.
     calm: list[float] = field(default_factory=list)
     idle: int = 0  # steps of other shapes since one of this
-    share: float = 0.0  # of the steps that were followed, of late
+    # Of the steps that came after one of this shape of late, those of each.
+    successors: "dict[Course, float]" = field(default_factory=dict)
     # Whose plans may yet be tried, by name; None: nothing has settled.
     rivals: list[tuple[str, Policy]] | None = None
     tried: "_Before | None" = None  # the plan before the one that is tried now
@@ -161,6 +162,7 @@ class Planner:
     def __init__(self, policy: Policy, machine: Machine) -> None:
         self.policy, self.machine = policy, machine
         self.courses: list[Course] = []  # latest first
+        self._last: Course | None = None  # that of the last step
 
     def plan(self, recording: Recording, budget: int) -> Course:
         """Plan a step that was just recorded. Raises `NeedError` if the policy lacks something."""
@@ -169,6 +171,7 @@ class Planner:
         course = Course(recording, found, program, self._anew(found), self.policy)
         others = [other for other in self.courses if not _same_shape(other, course)]
         self.courses = [course, *others][:_REMEMBERED]
+        self._came(course)
         return course
 
     def knows(self, recording: Recording) -> bool:
@@ -182,9 +185,23 @@ class Planner:
         """A step of `course` was followed."""
         for other in self.courses:
             other.idle += 1
-            other.share *= 1 - _LATEST
         course.idle = 0
-        course.share += _LATEST
+        self._came(course)
+
+    def _came(self, course: Course) -> None:
+        """The last step was one of `course`."""
+        if self._last is not None:
+            known = [one for one in self._last.successors if one in self.courses]
+            shares = {one: self._last.successors[one] * (1 - _LATEST) for one in known}
+            self._last.successors = {**shares, course: shares.get(course, 0.0) + _LATEST}
+        self._last = course
+
+    def likely(self) -> Course | None:
+        """Of which shape the next step is likely to be: what mostly came after the last, or its own."""
+        if self._last is None:
+            return None
+        known = {one: share for one, share in self._last.successors.items() if one in self.courses}
+        return max(known, key=known.__getitem__, default=self._last)
 
     def learn(
         self, course: Course, log: Log, measured: Timeline, needed: int, lacked: int, budget: int

@@ -222,14 +222,13 @@ class Session:
             and all(course.recording.trace.is_dense for course in courses)
             and self.engine.room.may_keep_freed
         )
+        self._begin_likely()
         if self._recording:
             self._recorder.open()
             self._recorder.begin()
-            self._begin_likely()
             self.engine.tolerant = True
             self.engine.begin_step(self._record, may_be_known=not self._all_recorded)
         else:
-            self._begin_likely()
             self._recorder.pause()
             # A young plan does not know yet how much the device holds beyond values.
             young = bool(self.engine.young)
@@ -245,9 +244,8 @@ class Session:
         self._planned_for = 0.0 if self._ended is None else self._began - self._ended
 
     def _begin_likely(self) -> None:
-        """Have the step begin as one of the shape that comes most often: one change less on the way."""
-        courses = self._planner.courses
-        likely = max(courses, key=lambda course: course.share, default=None)
+        """Have the step begin with the shape that it is likely to have: one change less on its way."""
+        likely = self._planner.likely()
         if likely is not None and likely.program is not self.engine.program:
             self._begin_as(likely)
 
@@ -319,9 +317,10 @@ class Session:
         if happened.fell_back:
             self._step_changed()
         elif followed is not None and course is not None:
-            course.ran(seconds, peak, keeps=keeps)
             self._planner.passed(course)
-            self._learn(course, log, report, needed)
+            if not happened.joined_late:
+                course.ran(seconds, peak, keeps=keeps)
+                self._learn(course, log, report, needed)
         self._tell(replace(report, events=tuple(happened.events)))
 
     def _learn(self, course: Course, log: Log | None, report: StepReport, needed: int) -> None:

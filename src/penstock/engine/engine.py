@@ -78,6 +78,7 @@ class Happened:
     events: list[str] = field(default_factory=list)  # fallback, retry, replan ...
     fell_back: bool = False  # it left the recorded path
     begun_alike: bool = False  # and that after its first large values had the known sizes
+    joined_late: bool = False  # after these, it turned out to be a step of another kind, also known
     overrun: int = 0  # bytes by which the budget was missed because nothing was left to evict
     overrun_op: str = ""
     lacked: int = 0  # bytes that the plan had room for and the device did not
@@ -201,6 +202,11 @@ class Engine:
         return self.handler == self.follow
 
     @property
+    def _is_told(self) -> bool:
+        """Did all large values that tell shapes apart have the sizes of the program's?"""
+        return self.program is not None and len(self._marks) == len(self.program.marks)
+
+    @property
     def is_recording(self) -> bool:
         """Do calls run through a recorder?"""
         return self._execute is not _call
@@ -289,6 +295,7 @@ class Engine:
                 self._attend(args, kwargs)
             return func(*args, **kwargs)
         if (other := self._other_with(func)) is not None:
+            self.happened.joined_late = self._is_told
             self._switch(other)
             return self.follow(func, args, kwargs)
         self._lose_track(facts.name)
@@ -312,11 +319,7 @@ class Engine:
         """Follow `other` from here on, which has begun in the same way: with its names for all values."""
         before, done = self.program, self._index
         assert before is not None
-        stored = {ref.key: value for value, ref in other.initial.items()}
-        met = before.initial.items()
-        names = {value: stored[ref.key] for value, ref in met if ref.key in stored}
-        for one, same in zip(before.trace.ops[:done], other.trace.ops[:done], strict=True):
-            names.update(zip(one.writes, same.writes, strict=False))
+        names = _names(before.trace.ops[:done], other.trace.ops[:done])
         bound, calls = [*self._bound.items()], [*self._calls.items()]
         self._bound.clear()
         self._calls.clear()
@@ -345,10 +348,9 @@ class Engine:
         if self.is_recording:
             self.room.return_freed()  # what an op takes is seen only if what was freed has gone
         else:
-            assert self.program is not None
             self.happened.note(f"fallback: {why}")
             self.happened.fell_back = True
-            self.happened.begun_alike = len(self._marks) == len(self.program.marks)
+            self.happened.begun_alike = self._is_told
         self.tolerant = True
         self.handler = self.serve
 
@@ -462,7 +464,7 @@ class Engine:
                 return
             self._switch(other)
             program = other
-        if self.is_recording and len(self._marks) == len(program.marks):
+        if self.is_recording and self._is_told:
             self._execute, self.has_recognised = _call, True
             self._bare = program.bare
 
@@ -1018,6 +1020,17 @@ def _shortcut(engine: Engine) -> Callable[..., Any]:
             return engine._retry(error, func, args, kwargs or {})
 
     return follow
+
+
+def _names(ops: Sequence[Op], same: Sequence[Op]) -> dict[ValueId, ValueId]:
+    """What the values of `ops` are called by those that are the same calls in another trace."""
+    found: dict[ValueId, ValueId] = {}
+    unsure = set[ValueId]()
+    for one, other in zip(ops, same, strict=True):
+        reads, writes = zip(one.reads, other.reads), zip(one.writes, other.writes)  # noqa: B905
+        pairs = (*reads, *writes)
+        unsure.update(value for value, name in pairs if found.setdefault(value, name) != name)
+    return {value: name for value, name in found.items() if value not in unsure}
 
 
 def _call(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
