@@ -1,11 +1,15 @@
 """Training loops whose steps are not all alike: last batches, logged norms, another middle."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  (its name everywhere)
+from torch.utils.data import DataLoader, TensorDataset
 
 from penstock.session import Session
 from runs import apart, digest, last_batches, settle
@@ -26,7 +30,9 @@ def trained(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with session:
         for step in range(steps):
-            model(torch.ones(rows(step), WIDTH)).square().mean().backward()
+            # No call makes it: the first one that tells of the step's shape reads it.
+            batch = torch.from_numpy(np.ones((rows(step), WIDTH), np.float32))
+            model(batch).square().mean().backward()
             if has_norms(step):
                 torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
             optimizer.step()
@@ -34,15 +40,16 @@ def trained(
     return [report.mode for report in session.reports]
 
 
-def session_in(directory: Path) -> Session:
-    return Session("70%", device="cpu", tier=f"disk:{directory}")
+def session_in(directory: Path, policy: str = "auto") -> Session:
+    return Session("70%", policy=policy, device="cpu", tier=f"disk:{directory}")
 
 
+@pytest.mark.parametrize("policy", ["auto", "swap-all"])
 def test_a_shape_that_comes_seldom_is_recorded_when_it_comes_and_planned_from_then_on(
-    tmp_path: Path,
+    policy: str, tmp_path: Path
 ) -> None:
     """After a step of a new shape the next one is recorded; but it is of the old shape again."""
-    session = session_in(tmp_path)
+    session = session_in(tmp_path, policy)
     modes = trained(session, 18, lambda step: ROWS // 4 if step % 3 == 2 else ROWS, lambda _: False)
     assert modes.count("recorded") == 3  # the first makes the optimizer's state
     assert modes.count("on demand") <= 2
@@ -133,3 +140,55 @@ def test_what_was_dropped_before_the_shape_was_known_is_remade(policy: str, tmp_
     late = session.reports[-8:]
     assert [report.mode for report in late] == ["planned"] * 8
     assert all(sum(report.decisions.values()) for report in late)
+
+
+def epochs_of(session: Session | None) -> list[str]:
+    """What a common script comes to: a loader that shuffles, a smaller last batch, a loss that is printed
+    now and then, an evaluation after each epoch."""
+    settle()
+    torch.manual_seed(0)
+    middle = [nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True)]
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(inplace=True)),
+        *(deepcopy(layer) for _ in range(6) for layer in middle),
+        *(nn.MaxPool2d(2), nn.Dropout(0.2), nn.Flatten(), nn.Linear(16 * 64, 10)),
+    )
+    data = TensorDataset(torch.randn(560, 3, 16, 16), torch.arange(560) % 10)
+    loader = DataLoader(data, batch_size=128, shuffle=True, num_workers=1)
+    again = DataLoader(data, batch_size=128)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    told: list[float] = []
+
+    def train() -> None:
+        for _ in range(5):
+            model.train()
+            for number, (images, labels) in enumerate(loader):
+                loss = F.cross_entropy(model(images), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                if number % 3 == 1:
+                    told.append(loss.item())
+            model.eval()
+            with torch.no_grad():
+                right = [
+                    model(images).argmax(1).eq(labels).sum().item() for images, labels in again
+                ]
+            told.append(sum(right))
+
+    if session is None:
+        train()
+    else:
+        with session:
+            train()
+    return [*map(str, told), *digest([*model.parameters(), *model.buffers()])]
+
+
+@pytest.mark.parametrize("policy", ["auto", "chen"])
+def test_a_common_training_script_has_the_bits_of_plain_pytorch(
+    policy: str, tmp_path: Path
+) -> None:
+    session = Session("85%", policy=policy, device="cpu", tier=f"disk:{tmp_path}")
+    assert epochs_of(session) == epochs_of(None)
+    modes = [report.mode for report in session.reports]
+    assert modes[-10:].count("planned") > 7

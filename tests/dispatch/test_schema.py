@@ -103,6 +103,11 @@ def test_ops_that_draw_are_known(func, random: bool) -> None:
     assert facts_of(func).random is random
 
 
+def test_what_takes_over_the_bytes_of_others_is_not_done_again() -> None:
+    assert not facts_of(aten.set_.source_Storage_storage_offset).repeatable
+    assert facts_of(aten.add_.Tensor).repeatable
+
+
 def test_names_have_no_overload() -> None:
     assert facts_of(aten.add.Tensor).name == "aten.add"
     assert facts_of(aten.add_.Tensor).name == "aten.add_"

@@ -24,6 +24,8 @@ TRAINING_ARGUMENT = 5
 
 # What these do, they do outside the process or to state that no argument shows.
 _NEVER_AGAIN = ("c10d", "_c10d_functional", "c10d_functional", "symm_mem")
+# These take bytes over that others made: a batch that a loader's worker sends.
+_TAKES_OVER = frozenset({"aten.set_"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +74,16 @@ def facts_of(func: OpOverload) -> Facts:
     for position, argument in enumerate(schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             mutates.append(argument.name if argument.kwarg_only else position)
-    namespace, _, name = func.name().partition("::")
+    namespace, _, overload = func.name().partition("::")
+    name = f"{namespace}.{overload.split('.')[0]}"
     return Facts(
-        name=f"{namespace}.{name.split('.')[0]}",
+        name=name,
         is_view=func.is_view or func in _METADATA,
         mutates=tuple(mutates),
         secret_writes=_SECRET_WRITES.get(func, ()),
         random=torch.Tag.nondeterministic_seeded in func.tags,
         sized_by_data=torch.Tag.dynamic_output_shape in func.tags,
-        repeatable=namespace not in _NEVER_AGAIN,
+        repeatable=namespace not in _NEVER_AGAIN and name not in _TAKES_OVER,
     )
 
 

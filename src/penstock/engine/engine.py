@@ -405,6 +405,7 @@ class Engine:
             self.log.ran(index, begun, self.room.in_use())
         if instruction.writes and sources is not None:
             self._bind_results(instruction, index, func, args, kwargs, sources, result)
+            instruction = self._instructions[index] or _NOTHING  # perhaps of another program now
         for row, following in instruction.after:
             self._perform(row, following)
         return result
