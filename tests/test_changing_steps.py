@@ -75,7 +75,8 @@ def test_a_step_whose_norms_are_logged_is_no_reason_to_record_the_others(tmp_pat
         "on demand" if step % 5 == 4 else "planned" for step in range(2, 20)
     ]
     events = [event for report in session.reports[5:] for event in report.events]
-    assert not [event for event in events if "re-plan" in event or "kept" in event]
+    assert sum("re-plan" in event for event in events) <= 2  # a hundredth of its budget is 0.3 MiB
+    assert not [event for event in events if "kept" in event]
 
 
 def test_a_step_that_has_changed_for_good_in_its_middle_is_recorded_again(tmp_path: Path) -> None:

@@ -129,6 +129,11 @@ class Course:
         self.steps = deque((seconds * factor for seconds in self.steps), self.steps.maxlen)
 
     @property
+    def is_new(self) -> bool:
+        """Is the plan in force the one that was made of the recording?"""
+        return not self.seconds
+
+    @property
     def is_young(self) -> bool:
         return len(self.seconds) < CHARTED
 
@@ -207,12 +212,11 @@ class Planner:
         self, course: Course, log: Log, measured: Timeline, needed: int, lacked: int, budget: int
     ) -> None:
         """A step of `course` was followed and charted, in `needed` bytes."""
-        is_first = not course.seconds
+        is_first = course.is_new
+        # If something was evicted that the plan had room for, it had less by what it lacked.
+        unforeseen = _unforeseen(course, lacked, budget)
         course.seconds.append(log.seconds())
         self.machine = log.rates(self.machine)
-        # If something was evicted that the plan had room for, it had less by what it lacked.
-        foreseen = max(0, course.outcome.shortfall - _reserve(budget, is_first=is_first))
-        unforeseen = max(0, lacked - foreseen)
         more = unforeseen if lacked else needed - measured.peak
         self._plan_again(course, course.slack + more, budget, keep=not (is_first or unforeseen))
 
@@ -291,14 +295,13 @@ class Planner:
 
     def exceeds(self, course: Course, excess: int, budget: int) -> bool:
         """A step of `course` needed `excess` bytes more than the budget: should the plan be new?"""
-        # What the plan was known to lack was planned, for want of a better one.
-        unforeseen = excess - course.outcome.shortfall
+        unforeseen = _unforeseen(course, excess, budget)
         return unforeseen > budget // 100 and course.corrections < _CORRECTIONS
 
     def correct(self, course: Course, excess: int, budget: int) -> None:
         """Plan anew, with so much more slack."""
         course.corrections += 1
-        slack = course.slack + excess - course.outcome.shortfall
+        slack = course.slack + _unforeseen(course, excess, budget)
         self._plan_again(course, slack, budget, keep=False)
         course.calm = []
 
@@ -340,6 +343,12 @@ class Planner:
 def _reserve(budget: int, *, is_first: bool) -> int:
     """Bytes of it that no plan uses; of small ones the first leaves more, for the one step it lasts."""
     return budget // _RESERVE + (min(_FIRST_USED, budget // 32) if is_first else 0)
+
+
+def _unforeseen(course: Course, excess: int, budget: int) -> int:
+    """Of the bytes that a step needed beyond the budget, those that its plan was not known to lack."""
+    foreseen = course.outcome.shortfall - _reserve(budget, is_first=course.is_new)
+    return max(0, excess - max(0, foreseen))
 
 
 def _compiled(recording: Recording, found: Outcome) -> Program:
