@@ -186,11 +186,12 @@ class Planner:
     def course_of(self, program: Program | None) -> Course | None:
         return next((course for course in self.courses if course.program is program), None)
 
-    def passed(self, course: Course) -> None:
-        """A step of `course` was followed."""
+    def passed(self, course: Course, *, late: bool = False) -> None:
+        """A step of `course` was followed; `late`: not from its beginning, which teaches nothing."""
         for other in self.courses:
             other.idle += 1
-        course.idle = 0
+        if not late:
+            course.idle = 0
         self._came(course)
 
     def _came(self, course: Course) -> None:

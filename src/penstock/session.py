@@ -317,7 +317,7 @@ class Session:
         if happened.fell_back:
             self._step_changed()
         elif followed is not None and course is not None:
-            self._planner.passed(course)
+            self._planner.passed(course, late=happened.joined_late)
             if not happened.joined_late:
                 course.ran(seconds, peak, keeps=keeps)
                 self._learn(course, log, report, needed)

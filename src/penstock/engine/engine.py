@@ -317,9 +317,9 @@ class Engine:
 
     def _switch(self, other: Program) -> None:
         """Follow `other` from here on, which has begun in the same way: with its names for all values."""
-        before, done = self.program, self._index
-        assert before is not None
-        names = _names(before.trace.ops[:done], other.trace.ops[:done])
+        assert self.program is not None
+        done = self._index
+        names = self.program.names_in(other, done)
         bound, calls = [*self._bound.items()], [*self._calls.items()]
         self._bound.clear()
         self._calls.clear()
@@ -1021,17 +1021,6 @@ def _shortcut(engine: Engine) -> Callable[..., Any]:
             return engine._retry(error, func, args, kwargs or {})
 
     return follow
-
-
-def _names(ops: Sequence[Op], same: Sequence[Op]) -> dict[ValueId, ValueId]:
-    """What the values of `ops` are called by those that are the same calls in another trace."""
-    found: dict[ValueId, ValueId] = {}
-    unsure = set[ValueId]()
-    for one, other in zip(ops, same, strict=True):
-        reads, writes = zip(one.reads, other.reads), zip(one.writes, other.writes)  # noqa: B905
-        pairs = (*reads, *writes)
-        unsure.update(value for value, name in pairs if found.setdefault(value, name) != name)
-    return {value: name for value, name in found.items() if value not in unsure}
 
 
 def _call(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

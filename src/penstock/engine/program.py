@@ -111,6 +111,21 @@ class Program:
     def marked_sizes(self) -> list[int]:
         return [self.trace.values[value].allocated for _, value in self.marks]
 
+    def names_in(self, other: "Program", ops: int) -> dict[ValueId, ValueId]:
+        """What values are called in `other`, whose first `ops` calls are the same.
+
+        Without those of which the two disagree who is who.
+        """
+        found: dict[ValueId, ValueId] = {}
+        unsure = set[ValueId]()
+        for mine, its in zip(self.trace.ops[:ops], other.trace.ops[:ops], strict=True):
+            for values, names in ((mine.reads, its.reads), (mine.writes, its.writes)):
+                pairs = zip(values, names, strict=False)
+                unsure.update(
+                    value for value, name in pairs if found.setdefault(value, name) != name
+                )
+        return {value: name for value, name in found.items() if value not in unsure}
+
     @cached_property
     def grams(self) -> dict[tuple[OpOverload, ...], list[int]]:
         """Where each run of a few calls ends: to find one's place again after a deviation."""
