@@ -165,7 +165,7 @@ def last_batches(epochs: int, steps: int) -> list[tuple[bool, StepReport]]:
 
     with fit("75%", device="cpu", on_step=look):
         for _ in range(epochs):
-            for size in [4096] * steps + [1024]:
+            for size in [2048] * steps + [512]:
                 model(torch.ones(size, 256)).square().mean().backward()
                 optimizer.step()
                 optimizer.zero_grad()

@@ -59,7 +59,7 @@ def test_a_shape_that_comes_seldom_is_recorded_when_it_comes_and_planned_from_th
 
 
 def test_steps_that_may_be_recorded_are_as_others_until_the_last_batch_comes_again() -> None:
-    epochs, steps = 3, 14
+    epochs, steps = 3, 13
     found = apart(last_batches, epochs, steps)
     second, third = found[steps:-steps], found[-steps:]
     assert all(keeps for keeps, _ in second[-steps // 2 :])
@@ -93,8 +93,8 @@ def test_two_kinds_of_step_in_turn_are_both_planned(tmp_path: Path) -> None:
 
 def test_steps_that_are_all_different_are_not_recorded_for_ever(tmp_path: Path) -> None:
     session = session_in(tmp_path)
-    modes = trained(session, 40, lambda step: ROWS - 8 * step, lambda step: step % 3 == 0)
-    assert modes[-20:].count("recorded") <= 4
+    modes = trained(session, 24, lambda step: ROWS - 8 * step, lambda step: step % 3 == 0)
+    assert modes[-10:].count("recorded") <= 1
 
 
 class TwoInputs(nn.Module):
@@ -161,7 +161,7 @@ def epochs_of(session: Session | None) -> list[str]:
     told: list[float] = []
 
     def train() -> None:
-        for _ in range(5):
+        for _ in range(4):
             model.train()
             for number, (images, labels) in enumerate(loader):
                 loss = F.cross_entropy(model(images), labels)
@@ -192,4 +192,4 @@ def test_a_common_training_script_has_the_bits_of_plain_pytorch(
     session = Session("85%", policy=policy, device="cpu", tier=f"disk:{tmp_path}")
     assert epochs_of(session) == epochs_of(None)
     modes = [report.mode for report in session.reports]
-    assert modes[-10:].count("planned") > 7
+    assert modes[-8:].count("planned") > 4

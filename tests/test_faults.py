@@ -151,7 +151,7 @@ import resource
 import torch
 from torch import nn
 
-model = nn.Sequential(*[nn.Sequential(nn.Linear(256, 256), nn.Tanh()) for _ in range(60)])
+model = nn.Sequential(*[nn.Sequential(nn.Linear(256, 256), nn.Tanh()) for _ in range(40)])
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 x = torch.randn(4096, 256)
 model(x[:64]).mean().backward()
