@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -25,8 +26,11 @@ from penstock.zoo import Workload, workload
 __all__ = [
     "DEVICES",
     "MIB",
+    "ROWS",
+    "WIDTH",
     "Compared",
     "apart",
+    "blocks",
     "compare",
     "digest",
     "in_room",
@@ -34,11 +38,14 @@ __all__ = [
     "settle",
     "state_of",
     "tells_of_pages",
+    "trained",
     "users_of_exchange",
     "without_exchange",
 ]
 
 MIB = 1 << 20
+ROWS, WIDTH = 2048, 256
+"""Of the batches of `trained`, and of its model."""
 
 tells_of_pages = pytest.mark.skipif(
     not Path("/proc/self/pagemap").exists(), reason="this system does not tell of its pages"
@@ -151,24 +158,44 @@ def in_room(budget: str, limit: int | None = None) -> InRoom:
     return InRoom(compare("bert", budget, 10, on_step=look), keeps)
 
 
+def blocks(count: int) -> nn.Module:
+    return nn.Sequential(*(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()) for _ in range(count)))
+
+
+def trained(
+    session: Session,
+    steps: int,
+    rows: Callable[[int], int],
+    has_norms: Callable[[int], bool] = lambda _: False,
+) -> list[str]:
+    """Train in `session`; returns the mode of each step. Step by step: the rows, and are norms taken?"""
+    torch.manual_seed(0)
+    model = blocks(6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with session:
+        for step in range(steps):
+            # No call makes it: the first one that tells of the step's shape reads it.
+            batch = torch.from_numpy(np.ones((rows(step), WIDTH), np.float32))
+            model(batch).square().mean().backward()
+            if has_norms(step):
+                torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
+            optimizer.step()
+            optimizer.zero_grad()
+    return [report.mode for report in session.reports]
+
+
 def last_batches(epochs: int, steps: int) -> list[tuple[bool, StepReport]]:
     """Of each step but an epoch's last, a smaller one: was what is freed kept; its report."""
     settle()
-    torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Sequential(nn.Linear(256, 256), nn.GELU()) for _ in range(6)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     found: list[tuple[bool, StepReport]] = []
 
     def look(report: StepReport) -> None:
         assert Session._running is not None
         found.append((Session._running.engine.room.keeps_freed, report))
 
-    with fit("75%", device="cpu", on_step=look):
-        for _ in range(epochs):
-            for size in [2048] * steps + [512]:
-                model(torch.ones(size, 256)).square().mean().backward()
-                optimizer.step()
-                optimizer.zero_grad()
+    session = Session("75%", device="cpu", on_step=look)
+    epoch = [ROWS] * steps + [ROWS // 4]
+    trained(session, epochs * len(epoch), lambda step: epoch[step % len(epoch)])
     return [one for number, one in enumerate(found, start=1) if number % (steps + 1)]
 
 

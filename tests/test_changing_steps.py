@@ -1,10 +1,9 @@
 """Training loops whose steps are not all alike: last batches, logged norms, another middle."""
 
-from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,32 +11,7 @@ from torch.nn import functional as F  # noqa: N812  (its name everywhere)
 from torch.utils.data import DataLoader, TensorDataset
 
 from penstock.session import Session
-from runs import apart, digest, last_batches, settle
-
-ROWS, WIDTH = 2048, 256
-
-
-def blocks(count: int) -> nn.Module:
-    return nn.Sequential(*(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()) for _ in range(count)))
-
-
-def trained(
-    session: Session, steps: int, rows: Callable[[int], int], has_norms: Callable[[int], bool]
-) -> list[str]:
-    """Train in `session`; returns the mode of each step. Step by step: the rows, and are norms taken?"""
-    torch.manual_seed(0)
-    model = blocks(6)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with session:
-        for step in range(steps):
-            # No call makes it: the first one that tells of the step's shape reads it.
-            batch = torch.from_numpy(np.ones((rows(step), WIDTH), np.float32))
-            model(batch).square().mean().backward()
-            if has_norms(step):
-                torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
-            optimizer.step()
-            optimizer.zero_grad()
-    return [report.mode for report in session.reports]
+from runs import ROWS, WIDTH, apart, blocks, digest, last_batches, settle, trained
 
 
 def session_in(directory: Path, policy: str = "auto") -> Session:
@@ -50,7 +24,7 @@ def test_a_shape_that_comes_seldom_is_recorded_when_it_comes_and_planned_from_th
 ) -> None:
     """After a step of a new shape the next one is recorded; but it is of the old shape again."""
     session = session_in(tmp_path, policy)
-    modes = trained(session, 18, lambda step: ROWS // 4 if step % 3 == 2 else ROWS, lambda _: False)
+    modes = trained(session, 18, lambda step: ROWS // 4 if step % 3 == 2 else ROWS)
     assert modes.count("recorded") == 3  # the first makes the optimizer's state
     assert modes.count("on demand") <= 2
     assert set(modes[-6:]) == {"planned"}
@@ -117,7 +91,7 @@ def two_inputs(session: Session | None) -> list[str]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     losses = []
 
-    def train() -> None:
+    with nullcontext() if session is None else session:
         for step in range(16):
             rows = 3 * ROWS // 2 if step % 4 == 3 else ROWS
             loss = model(torch.randn(ROWS, WIDTH), torch.randn(rows, WIDTH))
@@ -125,12 +99,6 @@ def two_inputs(session: Session | None) -> list[str]:
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.detach())
-
-    if session is None:
-        train()
-    else:
-        with session:
-            train()
     return digest([*losses, *model.parameters()])
 
 
@@ -160,7 +128,7 @@ def epochs_of(session: Session | None) -> list[str]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     told: list[float] = []
 
-    def train() -> None:
+    with nullcontext() if session is None else session:
         for _ in range(4):
             model.train()
             for number, (images, labels) in enumerate(loader):
@@ -176,12 +144,6 @@ def epochs_of(session: Session | None) -> list[str]:
                     model(images).argmax(1).eq(labels).sum().item() for images, labels in again
                 ]
             told.append(sum(right))
-
-    if session is None:
-        train()
-    else:
-        with session:
-            train()
     return [*map(str, told), *digest([*model.parameters(), *model.buffers()])]
 
 

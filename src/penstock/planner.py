@@ -197,17 +197,19 @@ class Planner:
     def _came(self, course: Course) -> None:
         """The last step was one of `course`."""
         if self._last is not None:
-            known = [one for one in self._last.successors if one in self.courses]
-            shares = {one: self._last.successors[one] * (1 - _LATEST) for one in known}
+            shares = {one: share * (1 - _LATEST) for one, share in self._successors().items()}
             self._last.successors = {**shares, course: shares.get(course, 0.0) + _LATEST}
         self._last = course
 
     def likely(self) -> Course | None:
         """Of which shape the next step is likely to be: what mostly came after the last, or its own."""
-        if self._last is None:
-            return None
-        known = {one: share for one, share in self._last.successors.items() if one in self.courses}
-        return max(known, key=known.__getitem__, default=self._last)
+        shares = self._successors()
+        return max(shares, key=shares.__getitem__, default=self._last)
+
+    def _successors(self) -> dict[Course, float]:
+        """Of the steps that came after one like the last, those of each shape that is still kept."""
+        shares = {} if self._last is None else self._last.successors
+        return {one: share for one, share in shares.items() if one in self.courses}
 
     def learn(
         self, course: Course, log: Log, measured: Timeline, needed: int, lacked: int, budget: int

@@ -390,6 +390,9 @@ class Session:
             return
         is_ours = gc.get_freeze_count() == 0  # what a script itself froze has to stay so
         if is_ours:
+            gc.collect(
+                1
+            )  # what is young now would be looked through late, as old as it is afterwards
             gc.freeze()
         try:
             yield

@@ -22,10 +22,9 @@ _SECRET_WRITES: dict[OpOverload, tuple[int, ...]] = {
 TRAINING_ARGUMENT = 5
 """Position of batch norm's argument that says whether it updates its statistics."""
 
-# What these do, they do outside the process or to state that no argument shows.
-_NEVER_AGAIN = ("c10d", "_c10d_functional", "c10d_functional", "symm_mem")
-# These take bytes over that others made: a batch that a loader's worker sends.
-_TAKES_OVER = frozenset({"aten.set_"})
+# What these do, they do outside the process or to state that no argument shows. The last one takes bytes
+# over that others made: a batch that a loader's worker sends.
+_NEVER_AGAIN = frozenset({"c10d", "_c10d_functional", "c10d_functional", "symm_mem", "aten.set_"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ def facts_of(func: OpOverload) -> Facts:
         secret_writes=_SECRET_WRITES.get(func, ()),
         random=torch.Tag.nondeterministic_seeded in func.tags,
         sized_by_data=torch.Tag.dynamic_output_shape in func.tags,
-        repeatable=namespace not in _NEVER_AGAIN and name not in _TAKES_OVER,
+        repeatable=_NEVER_AGAIN.isdisjoint((namespace, name)),
     )
 
 

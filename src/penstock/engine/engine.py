@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
@@ -294,26 +294,26 @@ class Engine:
             elif self._absent:
                 self._attend(args, kwargs)
             return func(*args, **kwargs)
-        if (other := self._other_with(func)) is not None:
+        index = self._index
+        goes_on = (one for one in self._begun_alike() if one.funcs[index : index + 1] == (func,))
+        if (other := next(goes_on, None)) is not None:
             self.happened.joined_late = self._is_told
             self._switch(other)
             return self.follow(func, args, kwargs)
         self._lose_track(facts.name)
         return self.serve(func, args, kwargs)
 
-    def _other_with(self, func: OpOverload) -> Program | None:
-        """The program of a step that began as this one, and goes on with `func`."""
-        program, index = self.program, self._index
-        assert program is not None
-        for other in self.candidates:
-            goes_on = index < len(other.funcs) and other.funcs[index] is func
-            if goes_on and other.funcs[:index] == program.funcs[:index] and self._has_marks(other):
-                return other
-        return None
+    def _begun_alike(self) -> Iterator[Program]:
+        """The programs of all steps that begin with the calls and the sizes that this one had."""
+        assert self.program is not None
+        begun = self.program.funcs[: self._index]
+        for one in self.candidates:
+            if one.funcs[: self._index] == begun and self._has_marks(one):
+                yield one
 
-    def _has_marks(self, other: Program) -> bool:
-        """Are the sizes that were met in this step those of `other`?"""
-        return self._marks == other.marked_sizes[: len(self._marks)]
+    def _has_marks(self, program: Program) -> bool:
+        """Are the sizes that were met in this step those of `program`?"""
+        return self._marks == program.marked_sizes[: len(self._marks)]
 
     def _switch(self, other: Program) -> None:
         """Follow `other` from here on, which has begun in the same way: with its names for all values."""
@@ -457,9 +457,7 @@ class Engine:
             bound = self._bound.get(value)
             self._marks.append(bound.nbytes if bound is not None else 0)
         if not self._has_marks(program):
-            begun = program.funcs[: self._index]
-            like = (one for one in self.candidates if one.funcs[: self._index] == begun)
-            other = next(filter(self._has_marks, like), None)
+            other = next(self._begun_alike(), None)
             if other is None:
                 self._fall_back("the step has another shape than any recorded one")
                 return

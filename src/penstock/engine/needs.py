@@ -1,6 +1,7 @@
 """How many bytes a call is about to take, asked of torch before it runs."""
 
 from collections.abc import Hashable
+from types import NoneType
 from typing import Any
 
 import torch
@@ -16,6 +17,11 @@ __all__ = ["output_bytes"]
 _ANSWERS: dict[Hashable, int] = {}
 """What was asked before: a step repeats its calls, and a meta kernel takes 0.3 ms."""
 _MOST_ANSWERS = 1 << 14
+_PLAIN = (
+    *(bool, int, float, complex, str, NoneType),
+    *(torch.dtype, torch.layout, torch.device, torch.memory_format),
+)
+"""Of arguments that are tensors or one of these nothing is held by what is remembered of them."""
 
 
 def output_bytes(
@@ -31,53 +37,54 @@ def output_bytes(
     """
     if facts.mutates:
         return 0
+    question = _question(func, args, kwargs)
+    if question in _ANSWERS:
+        return _ANSWERS[question]
+    draw = draw_of(kwargs, device) if facts.random else None
     try:
-        question = (func, device, torch.get_default_dtype(), _told(args), _told(kwargs))
-        answer = _ANSWERS.get(question)
-    except TypeError:  # an argument without a hash
-        return _asked(func, facts, args, kwargs, device)
-    if answer is None:
-        answer = _asked(func, facts, args, kwargs, device)
+        shadow = _Shadow()
+        result = func(*shadow.of(args), **shadow.of(_on_meta(kwargs)))
+    except (RuntimeError, NotImplementedError, TypeError, ValueError):
+        answer = sum(t.numel() * t.element_size() for t in tensors_in((args, kwargs)))
+    else:
+        known = {id(t) for t in shadow.made}
+        answer = sum(
+            storage_of(t).nbytes()
+            for t in tensors_in(result)
+            if id(t) not in known and t.device.type == "meta"
+        )
+    finally:
+        if draw is not None:
+            rewind(draw)
+    if question is not None:
         if len(_ANSWERS) == _MOST_ANSWERS:
             _ANSWERS.clear()
         _ANSWERS[question] = answer
     return answer
 
 
+def _question(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
+    """All that decides what a call makes; None if that cannot be told without holding it."""
+    try:
+        return func, torch.get_default_dtype(), _told(args), _told(kwargs)
+    except _Untold:
+        return None
+
+
+class _Untold(Exception):
+    pass
+
+
 def _told(given: Any) -> Hashable:
-    """All of an argument that decides what a call makes."""
     if isinstance(given, Tensor):
         return given.size(), given.stride(), given.dtype
     if isinstance(given, (list, tuple)):
         return type(given), tuple(map(_told, given))
     if isinstance(given, dict):
         return tuple((name, _told(one)) for name, one in given.items() if name != "generator")
-    return type(given), given  # 1, 1.0 and True are equal
-
-
-def _asked(
-    func: OpOverload,
-    facts: Facts,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    device: torch.device,
-) -> int:
-    tensors = tensors_in((args, kwargs))
-    draw = draw_of(kwargs, device) if facts.random else None
-    try:
-        shadow = _Shadow()
-        result = func(*shadow.of(args), **shadow.of(_on_meta(kwargs)))
-    except (RuntimeError, NotImplementedError, TypeError, ValueError):
-        return sum(t.numel() * t.element_size() for t in tensors)
-    finally:
-        if draw is not None:
-            rewind(draw)
-    known = {id(t) for t in shadow.made}
-    return sum(
-        storage_of(t).nbytes()
-        for t in tensors_in(result)
-        if id(t) not in known and t.device.type == "meta"
-    )
+    if isinstance(given, _PLAIN):
+        return type(given), given  # 1, 1.0 and True are equal
+    raise _Untold
 
 
 class _Shadow:

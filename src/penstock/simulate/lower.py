@@ -71,9 +71,6 @@ class _Lowering:
     def __init__(self, trace: Trace, plan: Plan, budget: int | None) -> None:
         self.trace, self.budget = trace, budget
         self.size = [value.nbytes for value in trace.values]
-        # Of all ops, whatever the plan.
-        self.fresh, self.frees, self.replaced = trace.fresh, trace.freed_after, trace.replaced
-        self.fresh_bytes, self.freed_bytes = trace.fresh_bytes, trace.freed_bytes
         self.residency = Residency(trace, plan)
         self.out = ScheduleBuilder(trace)
         self.leaving: dict[Swap | Place, TransferId] = {}
@@ -133,20 +130,21 @@ class _Lowering:
             self.remake(wanted, at)
 
     def run(self, index: OpIndex) -> None:
-        op = self.trace.ops[index]
+        trace = self.trace
+        op = trace.ops[index]
         if self.arriving:
             self.await_inputs(op.reads)
-        takes: Sequence[ValueId] = self.fresh[index]
-        nbytes = self.fresh_bytes[index]
+        takes: Sequence[ValueId] = trace.fresh[index]
+        nbytes = trace.fresh_bytes[index]
         direct: Sequence[Access] = ()
         if self.placing:
             takes, direct = self.reach(op)
             nbytes = self.bytes_of(takes)
         self.take(nbytes, op.workspace, index)
-        self.gone.difference_update(self.replaced[index])
+        self.gone.difference_update(trace.replaced[index])
         if self.below:  # what is written there stays there
             self.gone.update(access.value for access in direct if access.written)
-        frees, freed = self.frees[index], self.freed_bytes[index]
+        frees, freed = trace.freed_after[index], trace.freed_bytes[index]
         if not self.gone.isdisjoint(frees):
             frees = tuple(value for value in frees if value not in self.gone)
             freed = self.bytes_of(frees)
