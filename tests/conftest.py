@@ -5,7 +5,9 @@ import gc
 import pytest
 from hypothesis import HealthCheck, settings
 
+from penstock.dispatch.storage import CAN_SWAP
 from penstock.ir.machine import Device, Link, Machine, Tier
+from runs import users_of_exchange
 
 # Derandomized, so that a failure here is a failure everywhere; `nightly` looks further.
 settings.register_profile("default", deadline=None, derandomize=True)
@@ -25,3 +27,14 @@ def machine() -> Machine:
     """One tier, 4 MiB/s down and 2 MiB/s up, so that hand-computed times are exact."""
     disk = Tier("disk", 2**40, Link(4 * 2**20), Link(2 * 2**20))
     return Machine(Device("cpu", 2**40), (disk,))
+
+
+@pytest.fixture(params=["swaps", "copies"])
+def exchange(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """By exchange of bytes, and by copies as before torch 2.13."""
+    if request.param == "swaps" and not CAN_SWAP:
+        pytest.skip("this torch cannot exchange the bytes of storages")
+    if request.param == "copies":
+        for module in users_of_exchange():
+            monkeypatch.setattr(module, "CAN_SWAP", False)
+    return request.param

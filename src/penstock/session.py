@@ -4,7 +4,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -30,7 +30,6 @@ from penstock.dispatch.resident import (
 from penstock.engine.engine import Engine
 from penstock.engine.log import Log
 from penstock.engine.mount import mount
-from penstock.engine.residency import MountedTier
 from penstock.errors import BudgetError, UsageError
 from penstock.ir.machine import Machine
 from penstock.ir.plan import Plan
@@ -121,7 +120,6 @@ class Session:
         self._recorded: Trace | None = None
         self._course: Course | None = None  # of the step that was followed last
         self._share = 0  # bytes, if the budget is a share
-        self._fraction = 1.0  # of a GPU's memory that this process might reserve before
         self._replans = 0
         self._ended: float | None = None  # when the last step ended
         self._patience = 0  # steps to wait before the next recording
@@ -135,12 +133,24 @@ class Session:
             raise UsageError("a Penstock session is already running in this process")
         settle()
         gc.collect()  # tensors that only cycles keep would count against the budget
+        with ExitStack() as undo:
+            self._open(undo)
+            self._undo = undo.pop_all()
+        return self
+
+    def _open(self, undo: ExitStack) -> None:
+        """Begin; `undo` gets what ends it, also where beginning fails halfway."""
+        Session._running = self
+        undo.callback(setattr, Session, "_running", None)
         on_cpu = self.device.type == "cpu"
         self._allocator = CAllocator() if on_cpu else None
+        if self._allocator is not None:
+            undo.callback(self._allocator.loosen)
         self.meter = meter_for(self.device)
-        self._mounted: tuple[MountedTier, ...] = ()
         mounted = mount(self._tier, self.device, self._host_budget, self._disk_budget)
-        try:
+        with ExitStack() as tiers:
+            for one in mounted:
+                tiers.callback(one.close)
             facts = tuple(one.store.probe() for one in mounted)
             may_keep = self._allocator is not None and self._allocator.may_keep
             machine = describe(self.device, facts, may_keep_freed=may_keep)
@@ -156,26 +166,27 @@ class Session:
                 allocator=self._allocator,
                 rebase=on_cpu and self._base_at_first_tensor,
             )
-        except BaseException:
-            for one in mounted:
-                one.close()
-            raise
-        Session._running = self
-        if isinstance(self.meter, CudaMeter):
-            self._fraction = torch.cuda.get_per_process_memory_fraction(self.device)
+            tiers.pop_all()  # the engine closes them
+        undo.callback(self.engine.close)
+        undo.callback(self.engine.restore)
+        if isinstance(self.meter, CudaMeter):  # what is away may be more than there was room for
+            share = torch.cuda.get_per_process_memory_fraction(self.device)
+            undo.callback(torch.cuda.set_per_process_memory_fraction, share, self.device)
             if isinstance(self.asked, int):
                 self._cap(self.asked)
         self._recorder = Recorder(self.device, stopwatch_for(self.device, self.meter))
-        self._doors = Doors(self._knock, self._in_thread)
-        self._doors.open()
-        self._hooks = [
-            register_optimizer_step_pre_hook(self._before_optimizer),
-            register_optimizer_step_post_hook(self._after_optimizer),
-        ]
+        undo.callback(self._recorder.close)
+        doors = Doors(self._knock, self._in_thread)
+        undo.callback(doors.close)
+        doors.open()
+        for register, hook in (
+            (register_optimizer_step_pre_hook, self._before_optimizer),
+            (register_optimizer_step_post_hook, self._after_optimizer),
+        ):
+            undo.callback(register(hook).remove)
         self._begin()
         self._clock = self.engine.clock = Clock(self.engine.handler)
-        self._clock.__enter__()  # type: ignore[no-untyped-call]
-        return self
+        undo.enter_context(self._clock)
 
     def __exit__(
         self,
@@ -183,20 +194,9 @@ class Session:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._clock.__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
-        for hook in self._hooks:
-            hook.remove()
-        self._doors.close()
-        self._recorder.close()
-        if isinstance(self.meter, CudaMeter):  # what is away may be more than there was room for
-            torch.cuda.set_per_process_memory_fraction(self._fraction, self.device)
         try:
-            self.engine.restore()
+            self._undo.__exit__(kind, error, traceback)
         finally:
-            self.engine.close()
-            Session._running = None
-            if self._allocator is not None:
-                self._allocator.loosen()
             if self._on_close is not None:
                 self._on_close(self)
 
@@ -390,9 +390,8 @@ class Session:
             return
         is_ours = gc.get_freeze_count() == 0  # what a script itself froze has to stay so
         if is_ours:
-            gc.collect(
-                1
-            )  # what is young now would be looked through late, as old as it is afterwards
+            # What is young now would be looked through late, as old as it is afterwards.
+            gc.collect(1)
             gc.freeze()
         try:
             yield

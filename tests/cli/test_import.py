@@ -15,7 +15,9 @@ def test_an_execution_trace_is_imported_and_explained(tmp_path: Path, penstock: 
     recorded, times = tmp_path / "mlp.json", tmp_path / "times.json"
     model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
     observer = ExecutionTraceObserver().register_callback(str(recorded))
-    with profile(activities=[ProfilerActivity.CPU], execution_trace_observer=observer) as profiled:
+    with profile(
+        activities=[ProfilerActivity.CPU], execution_trace_observer=observer, acc_events=True
+    ) as profiled:
         model(torch.randn(256, 64)).sum().backward()
     profiled.export_chrome_trace(str(times))
 

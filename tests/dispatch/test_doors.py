@@ -86,7 +86,7 @@ KEPT: dict[str, Callable[[UntypedStorage], object]] = {
 
 
 @pytest.fixture
-def session(tmp_path: Path) -> Iterator[Session]:
+def session(tmp_path: Path, exchange: str) -> Iterator[Session]:
     with fit("1GiB", device="cpu", tier=f"disk:{tmp_path}") as running:
         yield running
 

@@ -10,10 +10,10 @@ from torch import Tensor, UntypedStorage
 
 from gates import GatedStore, managing
 from penstock.dispatch.resident import CAllocator, meter_for
-from penstock.dispatch.storage import CAN_SWAP, StorageRef, has_bytes
+from penstock.dispatch.storage import StorageRef, has_bytes
 from penstock.engine.residency import Place, ResidencyManager
 from penstock.errors import InternalError, TierError
-from runs import DEVICES, MIB, tells_of_pages, users_of_exchange
+from runs import DEVICES, MIB, tells_of_pages
 
 NOTHING: Callable[[int], None] = lambda nbytes: None  # noqa: E731
 
@@ -21,17 +21,6 @@ NOTHING: Callable[[int], None] = lambda nbytes: None  # noqa: E731
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
-
-
-@pytest.fixture(params=["swaps", "copies"])
-def exchange(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """By exchange of bytes, and by copies as before torch 2.13."""
-    if request.param == "swaps" and not CAN_SWAP:
-        pytest.skip("this torch cannot exchange the bytes of storages")
-    if request.param == "copies":
-        for module in users_of_exchange():
-            monkeypatch.setattr(module, "CAN_SWAP", False)
-    return request.param
 
 
 @pytest.fixture

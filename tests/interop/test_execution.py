@@ -67,7 +67,9 @@ def recorded(request, tmp_path_factory):
     with Seen() as seen:
         step()
     observer = ExecutionTraceObserver().register_callback(str(path))
-    with profile(activities=[ProfilerActivity.CPU], execution_trace_observer=observer) as profiled:
+    with profile(
+        activities=[ProfilerActivity.CPU], execution_trace_observer=observer, acc_events=True
+    ) as profiled:
         step()
     profiled.export_chrome_trace(str(times))
     return Recorded(model, path, times, seen.names)

@@ -17,22 +17,30 @@ import torch.utils.dlpack
 from torch import Tensor, TypedStorage, UntypedStorage
 from torch.autograd.function import BackwardCFunction
 
+from penstock.dispatch.storage import CAN_SWAP
+
 __all__ = ["Doors"]
 
-_DOORS = (
-    "numpy",
-    "tolist",
-    "data_ptr",
-    "const_data_ptr",
-    "__dlpack__",
-    "untyped_storage",
-    "share_memory_",
-    "__repr__",
-    "apply_",
-    "map_",
-    "map2_",
+_DOORS = tuple(
+    name
+    for name in (
+        "numpy",
+        "tolist",
+        "data_ptr",
+        "const_data_ptr",  # since torch 2.13
+        "__dlpack__",
+        "untyped_storage",
+        "share_memory_",
+        "__repr__",
+        "apply_",
+        "map_",
+        "map2_",
+    )
+    if hasattr(Tensor, name)
 )
 _STORAGE_DOORS = ("__getitem__", "tolist", "clone", "cpu")
+_SIZES = (Tensor, "set_"), (UntypedStorage, "nbytes"), (UntypedStorage, "__len__")
+"""These show the size of a storage, which goes with its bytes where those move by a copy."""
 
 
 class Doors:
@@ -56,6 +64,8 @@ class Doors:
             self._replace(Tensor, name, self._watched(name, getattr(Tensor, name)))
         for name in _STORAGE_DOORS:
             self._replace(UntypedStorage, name, self._watched(name, getattr(UntypedStorage, name)))
+        for owner, name in () if CAN_SWAP else _SIZES:
+            self._replace(owner, name, self._watched(name, getattr(owner, name)))
         typed = self._watched(
             "__getitem__", TypedStorage.__getitem__, lambda storage: storage._untyped_storage
         )
@@ -90,9 +100,11 @@ class Doors:
         @functools.wraps(method)
         def watched(reached: Any, *args: Any, **kwargs: Any) -> Any:
             knocked(holder(reached), name)
-            for other in args:  # of `map_`
-                if isinstance(other, Tensor):
+            for other in args:  # of `map_` and `set_`
+                if isinstance(other, (Tensor, UntypedStorage)):
                     knocked(other, name)
+                elif isinstance(other, TypedStorage):
+                    knocked(other._untyped_storage, name)
             return method(reached, *args, **kwargs)
 
         return watched

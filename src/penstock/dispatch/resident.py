@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import UntypedStorage
 
-from penstock.dispatch.storage import lies_on
+from penstock.dispatch.storage import lies_on, nbytes_of
 
 __all__ = [
     "CpuMeter",
@@ -357,7 +357,7 @@ def live_tensor_bytes(device: torch.device) -> int:
         if issubclass(type(found), torch.Tensor) and lies_on(found, device):
             try:
                 storage = found.untyped_storage()
-                storages[storage._cdata] = storage.nbytes()
+                storages[storage._cdata] = nbytes_of(storage)
             except (NotImplementedError, RuntimeError):
                 continue  # sparse tensors and the like have no storage of their own
     return sum(storages.values())
@@ -378,7 +378,7 @@ def parts_held(storage: UntypedStorage) -> tuple[Part, ...]:
     In whole blocks of the storage, and without small holes. All of it on CUDA, and where the system will
     not tell.
     """
-    nbytes = storage.nbytes()
+    nbytes = nbytes_of(storage)
     if storage.device.type != "cpu" or nbytes < _HOLE:
         return whole(nbytes)
     first, offset = divmod(storage.data_ptr(), _PAGE)

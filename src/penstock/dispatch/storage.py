@@ -29,6 +29,7 @@ __all__ = [
     "has_bytes",
     "key_of",
     "lies_on",
+    "nbytes_of",
     "storage_of",
     "take_bytes",
 ]
@@ -39,8 +40,12 @@ storage_of: Callable[[Tensor], UntypedStorage] = torch._C.TensorBase.untyped_sto
 address_of: Callable[[Tensor], int] = torch._C.TensorBase.data_ptr
 """`Tensor.data_ptr`, past any override of it."""
 
+nbytes_of: Callable[[UntypedStorage], int] = torch._C.StorageBase.nbytes  # type: ignore[attr-defined]
+"""`UntypedStorage.nbytes`, past any override of it."""
+
 CAN_SWAP = hasattr(torch._C.StorageBase, "_swap_data_ptr_")
-"""Can two storages exchange their bytes? Since torch 2.13; without it bytes move by a copy."""
+"""Can two storages exchange their bytes? Since torch 2.13; without it bytes move by a copy, and a
+storage has no size while they are away."""
 
 
 def key_of(storage: UntypedStorage) -> int:
@@ -85,7 +90,7 @@ def take_bytes(storage: UntypedStorage) -> UntypedStorage:
 
     Needs `CAN_SWAP`.
     """
-    nbytes, device = storage.nbytes(), storage.device
+    nbytes, device = nbytes_of(storage), storage.device
     # Null pointer, full size: views of it can still be made, reads of it cannot pass unnoticed.
     holder: Any = torch._C._construct_storage_from_data_pointer(0, device, nbytes)
     storage._swap_data_ptr_(holder)  # type: ignore[attr-defined]
@@ -98,7 +103,7 @@ def give_bytes(storage: UntypedStorage, holder: UntypedStorage) -> None:
         storage._swap_data_ptr_(holder)  # type: ignore[attr-defined]
         return
     if storage is not holder:
-        storage.resize_(holder.nbytes())
+        storage.resize_(nbytes_of(holder))
         storage.copy_(holder)
         holder.resize_(0)
 
@@ -114,11 +119,12 @@ def has_bytes(storage: UntypedStorage) -> bool:
 def alias_of(storage: UntypedStorage) -> UntypedStorage:
     """The bytes of `storage`, not owned: they must outlive it, wherever they are exchanged to."""
     found: Any = torch._C._construct_storage_from_data_pointer(
-        storage.data_ptr(), storage.device, storage.nbytes()
+        storage.data_ptr(), storage.device, nbytes_of(storage)
     )
     return found  # type: ignore[no-any-return]
 
 
 def byte_view(storage: UntypedStorage) -> Tensor:
     """The bytes of `storage` as a tensor that shares them."""
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+    empty = torch.empty(0, dtype=torch.uint8, device=storage.device)
+    return torch._C.TensorBase.set_(empty, storage)

@@ -9,7 +9,7 @@ import torch
 from torch import UntypedStorage
 
 from penstock.dispatch.resident import whole
-from penstock.dispatch.storage import byte_view
+from penstock.dispatch.storage import byte_view, nbytes_of
 from penstock.engine.extents import Extent
 from penstock.engine.tiers import TierStore
 from penstock.ir.machine import Tier
@@ -40,7 +40,7 @@ def with_drag(store: TierStore, facts: Tier) -> Tier:
 def _share_lost(store: TierStore, extent: Extent, block: UntypedStorage) -> float:
     stop = threading.Event()
     errors: list[BaseException] = []
-    parts = whole(block.nbytes())
+    parts = whole(nbytes_of(block))
 
     def copy() -> None:
         try:

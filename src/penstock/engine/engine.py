@@ -26,7 +26,7 @@ from penstock.dispatch.clock import Clock, in_backward
 from penstock.dispatch.generators import draw_of, rewind
 from penstock.dispatch.resident import CAllocator, Meter
 from penstock.dispatch.schema import facts_of, tensors_in
-from penstock.dispatch.storage import CAN_SWAP, key_of, lies_on, storage_of
+from penstock.dispatch.storage import CAN_SWAP, key_of, lies_on, nbytes_of, storage_of
 from penstock.engine.lanes import Copy
 from penstock.engine.lineage import Call, capture, fresh_storages, renamed_call, run_again
 from penstock.engine.log import Log
@@ -525,7 +525,7 @@ class Engine:
         return True
 
     def _touch(self, storage: UntypedStorage) -> None:
-        if storage.nbytes() >= MOVABLE_FROM:
+        if nbytes_of(storage) >= MOVABLE_FROM:
             self.manager.meet(storage).touched = self._tick
 
     # -- keeping the budget ------------------------------------------------------------------
@@ -895,7 +895,7 @@ class Engine:
     def _let_in(self, storage: UntypedStorage, door: str) -> None:
         resident = self.manager.known.get(key_of(storage))
         if resident is None:
-            if door in ("saved_tensors", "untyped_storage") or storage.nbytes() < MOVABLE_FROM:
+            if door in ("saved_tensors", "untyped_storage") or nbytes_of(storage) < MOVABLE_FROM:
                 return
             resident = self.manager.meet(storage)
         if resident.place is not Place.HERE:
@@ -963,7 +963,7 @@ class Engine:
     ) -> list[UntypedStorage]:
         """The storages of the arguments, each once, in the recorder's order."""
         found = _unique(storage_of(t) for t in self._mine(tensors_in((args, kwargs))))
-        return [storage for storage in found if storage.nbytes()]
+        return [storage for storage in found if nbytes_of(storage)]
 
     def _keys(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int]:
         return {key_of(storage_of(t)) for t in self._mine(tensors_in((args, kwargs)))}

@@ -23,7 +23,7 @@ import torch
 from torch import UntypedStorage
 
 from penstock.dispatch.resident import Part, bytes_of, whole
-from penstock.dispatch.storage import alias_of
+from penstock.dispatch.storage import alias_of, nbytes_of
 from penstock.engine.extents import Extent
 from penstock.engine.tiers import Cancelled, TierStore
 
@@ -153,7 +153,7 @@ class Copy:
 
     def take_memory(self, device: torch.device) -> None:
         """Have memory to copy into, of the device's current stream."""
-        if self.holder is not None and self.holder.nbytes() == self.nbytes:
+        if self.holder is not None and nbytes_of(self.holder) == self.nbytes:
             return
         self._make_way(self.moved)
         if self.holder is None:

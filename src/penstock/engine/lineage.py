@@ -20,7 +20,7 @@ from torch._ops import OpOverload
 
 from penstock.dispatch.generators import Draw, replaying
 from penstock.dispatch.schema import Facts, tensors_in
-from penstock.dispatch.storage import key_of, lies_on, storage_of
+from penstock.dispatch.storage import key_of, lies_on, nbytes_of, storage_of
 from penstock.engine.watch import Moment
 from penstock.errors import InternalError
 from penstock.ir.trace import Op, ValueId
@@ -40,7 +40,7 @@ class _View:
 
     def of(self, storage: UntypedStorage) -> Tensor:
         empty = torch.empty(0, dtype=self.dtype, device=storage.device)
-        return empty.set_(storage, self.offset, self.size, self.stride)
+        return torch._C.TensorBase.set_(empty, storage, self.offset, self.size, self.stride)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def _describe(given: Any, values: dict[int, ValueId]) -> Any:
             raise _Indescribable
         storage = storage_of(given)
         if (value := values.get(key_of(storage))) is None:
-            if storage.nbytes() == 0 and given.numel() == 0:
+            if nbytes_of(storage) == 0 and given.numel() == 0:
                 return given.detach()
             if storage.device.type == "cpu" and given.numel() == 1 and not given.requires_grad:
                 return given.clone()  # a number wrapped in a tensor, beside a device's values
@@ -180,7 +180,7 @@ def fresh_storages(
         if tensor.layout is not torch.strided or not lies_on(tensor, device):
             continue
         storage = storage_of(tensor)
-        if key_of(storage) not in seen and storage.nbytes():
+        if key_of(storage) not in seen and nbytes_of(storage):
             seen.add(key_of(storage))
             found.append(storage)
     return found

@@ -10,7 +10,7 @@ from torch._ops import OpOverload
 
 from penstock.dispatch.generators import draw_of, rewind
 from penstock.dispatch.schema import Facts, tensors_in
-from penstock.dispatch.storage import storage_of
+from penstock.dispatch.storage import nbytes_of, storage_of
 
 __all__ = ["output_bytes"]
 
@@ -49,7 +49,7 @@ def output_bytes(
     else:
         known = {id(t) for t in shadow.made}
         answer = sum(
-            storage_of(t).nbytes()
+            nbytes_of(storage_of(t))
             for t in tensors_in(result)
             if id(t) not in known and t.device.type == "meta"
         )

@@ -32,6 +32,7 @@ from penstock.dispatch.storage import (
     give_bytes,
     has_bytes,
     key_of,
+    nbytes_of,
     take_bytes,
 )
 from penstock.engine.extents import Extent
@@ -134,7 +135,7 @@ class ResidencyManager:
         known = self.known.get(key_of(storage))
         if known is None:
             ref = StorageRef(storage, self._died)
-            nbytes = storage.nbytes()
+            nbytes = nbytes_of(storage)
             known = self.known[ref.key] = Resident(ref, nbytes, whole(nbytes))
         return known
 
@@ -146,7 +147,7 @@ class ResidencyManager:
             and not resident.visitors
             and storage is not None
             and storage.resizable()  # not shared with numpy or another process
-            and storage.nbytes() == resident.nbytes
+            and nbytes_of(storage) == resident.nbytes
         )
 
     # -- leaving -----------------------------------------------------------------------------

@@ -134,8 +134,9 @@ def flops_of(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], r
     """By torch's own flop counter, or here for the CPU's kernels that it does not know; else 0."""
     count = flop_registry.get(func._overloadpacket)
     if count is None and func in _FLASH_ON_CPU:
-        query, key, value = args[:3]
-        return int(sdpa_flop(query.shape, key.shape, value.shape))
+        return int(sdpa_flop(*_for_each_head(args[:3])))
+    if count is not None and func._overloadpacket in _ATTENTION:
+        return int(count(*_for_each_head(args), **kwargs, out_val=result))
     if count is None and func in _RECURRENT_ON_CPU:
         sequence, to_gates, from_state = args[:3]
         rows = sequence.numel() // sequence.shape[-1]
@@ -146,6 +147,18 @@ def flops_of(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], r
     return int(count(*args, **kwargs, out_val=result))
 
 
+def _for_each_head(args: Sequence[Any]) -> list[Any]:
+    """Shapes of attention's arguments, where keys and values of several heads count for each of them.
+
+    torch 2.11 counts no others.
+    """
+    shapes = [one.shape if isinstance(one, Tensor) else one for one in args]
+    split = [one for one in shapes if isinstance(one, torch.Size) and len(one) == 4]
+    heads = max((one[1] for one in split), default=0)
+    return [torch.Size((one[0], heads, *one[2:])) if one in split else one for one in shapes]
+
+
+_ATTENTION = {packet for packet in flop_registry if "_scaled_dot_product" in str(packet)}
 _FLASH_ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default}
 _RECURRENT_ON_CPU = {
     torch.ops.aten.mkldnn_rnn_layer.default: 1,

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from penstock.dispatch.clock import in_backward
 from penstock.dispatch.resident import bytes_of, parts_held
 from penstock.dispatch.schema import Facts, facts_of, tensors_in
-from penstock.dispatch.storage import StorageRef, key_of, lies_on, storage_of
+from penstock.dispatch.storage import StorageRef, key_of, lies_on, nbytes_of, storage_of
 from penstock.ir.trace import Kind, Op, OpIndex, Phase, StorageId, Trace, Value, ValueId
 from penstock.record.measure import Cost, Stopwatch, dtype_of, flops_of, moved_bytes
 from penstock.record.modules import ModulePaths
@@ -245,7 +245,7 @@ class Recorder:
         for tensor in inputs:
             torch_storage = storage_of(tensor)
             key = key_of(torch_storage)
-            if key in found or not torch_storage.nbytes():
+            if key in found or not nbytes_of(torch_storage):
                 continue
             storage = self._alive.get(key)
             if storage is None:
@@ -261,7 +261,7 @@ class Recorder:
         made = []
         for tensor in outputs:
             torch_storage = storage_of(tensor)
-            if key_of(torch_storage) in self._alive or not torch_storage.nbytes():
+            if key_of(torch_storage) in self._alive or not nbytes_of(torch_storage):
                 continue
             temporary = backward or self._in_optimizer
             storage = self._meet(torch_storage, Kind.TEMPORARY if temporary else Kind.ACTIVATION)
@@ -274,7 +274,7 @@ class Recorder:
 
     def _meet(self, torch_storage: UntypedStorage, born_as: Kind) -> "_Storage":
         ref = StorageRef(torch_storage, self._died)
-        storage = _Storage(ref, torch_storage.nbytes(), self._next_storage(), born_as)
+        storage = _Storage(ref, nbytes_of(torch_storage), self._next_storage(), born_as)
         if (named := self._paths.name_of(torch_storage)) is not None:
             storage.name, storage.kind = named
         self._alive[ref.key] = storage

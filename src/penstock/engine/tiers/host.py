@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, UntypedStorage
 
 from penstock.dispatch.resident import Part, whole
-from penstock.dispatch.storage import byte_view
+from penstock.dispatch.storage import byte_view, nbytes_of
 from penstock.engine.extents import Extent, Extents
 from penstock.engine.tiers import Cancelled
 from penstock.errors import TierError, mib
@@ -66,12 +66,12 @@ class HostStore:
     ) -> None:
         if is_cancelled():
             raise Cancelled
-        there, here = self._place(extent, source.nbytes()), byte_view(source)
+        there, here = self._place(extent, nbytes_of(source)), byte_view(source)
         for begin, end in parts:
             there[begin:end].copy_(here[begin:end], non_blocking=True)
 
     def read(self, extent: Extent, target: UntypedStorage, parts: Sequence[Part]) -> None:
-        there, here = self._place(extent, target.nbytes()), byte_view(target)
+        there, here = self._place(extent, nbytes_of(target)), byte_view(target)
         for begin, end in parts:
             here[begin:end].copy_(there[begin:end], non_blocking=True)
 
