@@ -1,7 +1,9 @@
 # Every target makes its own environment on a fresh machine: Python 3.11 or newer is all it needs.
 PYTHON ?= python3
-BIN := .venv/bin
-READY := .venv/.ready
+TORCH ?= 2.13.0
+VENV := .venv$(if $(filter-out 2.13.0,$(TORCH)),-$(TORCH))
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
 
 # Beside `make bench`: what needs a GPU (two), an hour (reproduce, executed) or half a day (grid); and exams
 # on inputs that nobody here wrote (--data, or PENSTOCK_DATA).
@@ -49,11 +51,14 @@ reproduce: $(READY)
 # Torch first and alone, so that a failed download of the largest part is seen as what it is.
 # Of what is installed little is imported: Python compiles that then, once, wherever it may write.
 export PYTHONDONTWRITEBYTECODE :=
+# The versions to install: another torch asks for another setuptools.
+PINS := sed -e 's/^torch==.*/torch==$(TORCH)/' $(if $(filter-out 2.13.0,$(TORCH)),-e '/^setuptools==/d')
 $(READY): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --no-compile torch==2.13.0 -c constraints.txt
-	$(BIN)/python -m pip install -q --no-compile -e '.[test]' -c constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PINS) constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install -q --no-compile torch==$(TORCH) -c $(VENV)/constraints.txt
+	$(BIN)/python -m pip install -q --no-compile -e '.[test]' -c $(VENV)/constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv out dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv* out dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from penstock import policies
 from penstock.dispatch.clock import Clock
+from penstock.dispatch.compiling import uncompiled
 from penstock.dispatch.doors import Doors
 from penstock.dispatch.resident import (
     CAllocator,
@@ -176,6 +177,7 @@ class Session:
                 self._cap(self.asked)
         self._recorder = Recorder(self.device, stopwatch_for(self.device, self.meter))
         undo.callback(self._recorder.close)
+        undo.enter_context(uncompiled())
         doors = Doors(self._knock, self._in_thread)
         undo.callback(doors.close)
         doors.open()

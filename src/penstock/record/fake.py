@@ -37,6 +37,7 @@ from torch.optim.optimizer import (
 from torch.utils._pytree import tree_map_only
 
 from penstock.dispatch.clock import Clock
+from penstock.dispatch.compiling import uncompiled
 from penstock.dispatch.schema import facts_of, tensors_in
 from penstock.errors import TraceError
 from penstock.ir.trace import Trace
@@ -110,7 +111,8 @@ def record_fake(make: Callable[[], Step], device: str = "cpu", label: str = "") 
     hooks = [register_optimizer_step_pre_hook(begins), register_optimizer_step_post_hook(ends)]
     recorder.open()
     try:
-        with _quiet(), _remembering(), as_if_present() if is_absent(place) else nullcontext(), mode:
+        presence = as_if_present() if is_absent(place) else nullcontext()
+        with uncompiled(), _quiet(), _remembering(), presence, mode:
             with place, Clock(build, transparent=(FakeTensor,)):
                 step = make()
             with _unsuspected(), Clock(record, transparent=(FakeTensor,)):
