@@ -60,7 +60,7 @@ _UNPLANNED = 4 << 20
 _READING = frozenset(
     {
         *("saved_tensors", "untyped_storage", "const_data_ptr"),
-        *("tolist", "__repr__", "__getitem__", "clone", "cpu"),
+        *("tolist", "__repr__", "__getitem__", "clone", "cpu", "set_", "nbytes", "__len__"),
     }
 )
 """Doors through which nobody writes."""
