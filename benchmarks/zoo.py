@@ -29,7 +29,7 @@ from _where import earlier, where, write
 from penstock.api import fit
 from penstock.dispatch.resident import CAllocator, CpuMeter, live_tensor_bytes
 from penstock.planner import LEARNING
-from penstock.session import settle
+from penstock.record.settle import settle
 from penstock.zoo.workloads import Size, names, workload
 
 WARM_UP = 2

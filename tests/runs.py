@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from penstock.api import fit
-from penstock.session import Session, StepReport, settle
+from penstock.record.settle import settle
+from penstock.session import Session, StepReport
 from penstock.simulate.least import least_budget
 from penstock.zoo import Workload, workload
 

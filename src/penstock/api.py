@@ -13,8 +13,9 @@ from penstock.ir.machine import Machine
 from penstock.ir.policy import Policy
 from penstock.record.calibrate import calibrated
 from penstock.record.machine import describe
+from penstock.record.settle import settle
 from penstock.report.files import leaving
-from penstock.session import Session, StepReport, device_of, settle
+from penstock.session import Session, StepReport, device_of
 from penstock.sizes import Share
 
 __all__ = ["calibrate", "fit"]

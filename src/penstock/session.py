@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 import torch
 from torch._ops import OpOverload
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -33,22 +33,21 @@ from penstock.engine.log import Log
 from penstock.engine.mount import mount
 from penstock.errors import BudgetError, UsageError
 from penstock.ir.machine import Machine
-from penstock.ir.plan import Plan
-from penstock.ir.policy import Policy, Problem
-from penstock.ir.text import parse
+from penstock.ir.policy import Policy
 from penstock.ir.timeline import Timeline
 from penstock.ir.trace import Trace
 from penstock.planner import Course, Planner
 from penstock.record.machine import describe
 from penstock.record.measure import stopwatch_for
+from penstock.record.settle import settle
 from penstock.record.step import Recorder, Recording
 from penstock.simulate.allocators import allocations, least_reserved
 from penstock.simulate.least import least_budget
 from penstock.simulate.run import unbounded
 from penstock.sizes import Share, parse_budget, parse_size
-from penstock.solve.best import Outcome, outcome
+from penstock.solve.best import Outcome
 
-__all__ = ["Session", "StepReport", "device_of", "settle"]
+__all__ = ["Session", "StepReport", "device_of"]
 
 _STRAYED, _ASTRAY = 3, 5
 """What a step counts that began as a known one and was another, where every step takes one off; and the
@@ -573,23 +572,3 @@ def device_of(given: str | torch.device | None) -> torch.device:
     if device.type != "cpu":
         raise UsageError(f"device {given!r}: Penstock knows cpu and cuda")
     return device
-
-
-def settle() -> None:
-    """Do once, small and on one thread, what would otherwise disturb the first step.
-
-    The first call into MKL's vector functions picks their implementation; made by two threads at
-    once, one of them may briefly run another one, of other accuracy. And what libraries set up when
-    they are first used (torch's compiler, which the first optimizer imports; oneDNN; autograd; our
-    compiled simulator) takes memory that is not the step's. Draws no random number.
-    """
-    few = torch.linspace(0.1, 0.9, 8)
-    for function in (torch.tanh, torch.exp, torch.log, torch.erf, torch.sqrt, torch.sin):
-        function(few)
-    with torch.enable_grad():
-        weight = torch.linspace(-1, 1, 3 * 3 * 3 * 3).view(3, 3, 3, 3).requires_grad_()
-        seen = torch.nn.functional.conv2d(torch.ones(1, 3, 8, 8), weight).flatten(1)
-        (seen @ torch.ones(seen.shape[1], 4)).softmax(1).square().mean().backward()
-    SGD([weight], lr=0.0).step()
-    tiny = parse("f a x:I1 -> h:A1 1us")
-    outcome(Problem(tiny, Machine(describe(torch.device("cpu"), ()).device), 1 << 20), Plan())

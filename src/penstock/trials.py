@@ -29,7 +29,8 @@ from penstock.errors import PenstockError
 from penstock.ir.trace import Trace
 from penstock.leaderboard import Entry, add, settled
 from penstock.planner import LEARNING
-from penstock.session import Session, StepReport, device_of, settle
+from penstock.record.settle import settle
+from penstock.session import Session, StepReport, device_of
 from penstock.zoo.architectures import parse
 
 __all__ = ["Answer", "Bits", "Failed", "Ran", "Trial", "attempt", "execute"]

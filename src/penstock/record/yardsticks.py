@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (its name everywhere)
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-__all__ = ["Loop", "large_loops", "loops"]
+__all__ = ["Loop", "large_loops", "loops", "tiny_loops"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,18 @@ def loops() -> list[Loop]:
                 (320, 32, 96, adam),
                 (512, 32, 128, lists),
             )
+        ),
+    ]
+
+
+def tiny_loops() -> list[Loop]:
+    """The same kinds, once, with so little work that one thread does it."""
+    lists, fused = partial(AdamW, foreach=True), partial(AdamW, fused=True)
+    return [
+        *_transformer_loops((64, 2, 8, True, False, lists), (64, 2, 8, False, True, fused)),
+        *_convolution_loops((8, 2, 8, partial(SGD, lr=0.01, foreach=False))),
+        Loop(
+            "LSTM", partial(_Recurrent, 16, 2, 8), partial(AdamW, foreach=False), kind="recurrent"
         ),
     ]
 
