@@ -84,10 +84,14 @@ def calibrated(
 def _kept(
     loops: Sequence[Loop], device: torch.device, meter: CpuMeter | CudaMeter
 ) -> tuple[int, dict[str, int]]:
-    """Bytes that a process takes beside its tensors once it multiplies, and what other kinds add."""
+    """Bytes that a process takes beside its tensors once it multiplies, and what other kinds add.
+
+    Of each kind that of the model that added most: what libraries keep grows with sizes, up to some
+    (MKL's packed matrices), and with the number of shapes (oneDNN's kernels).
+    """
     added: dict[str, int] = {}
     for loop in loops:
-        if loop.kind in added:
+        if loop.is_mixed:
             continue
         model, optimizer = _made(loop, device)
         gc.collect()
@@ -96,7 +100,8 @@ def _kept(
             model().backward()
             optimizer.step()
         gc.collect()
-        added[loop.kind] = max(0, meter.used() - live_tensor_bytes(device) - base)
+        more = meter.used() - live_tensor_bytes(device) - base
+        added[loop.kind] = max(added.get(loop.kind, 0), more)
         del model, optimizer
     return added.pop("matmul"), added
 

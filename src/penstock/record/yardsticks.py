@@ -28,10 +28,7 @@ class Loop:
 
 
 def loops() -> list[Loop]:
-    """Each optimizer of torch in its three forms, over models of different sizes.
-
-    The first of a kind says what memory its kernels keep beside those of the kinds before.
-    """
+    """Each optimizer of torch in its three forms, over models of different sizes."""
     adamw, adam = partial(AdamW, foreach=False), partial(Adam, foreach=False)
     fused, lists = partial(AdamW, fused=True), partial(AdamW, foreach=True)
     momentum = partial(SGD, lr=0.01, momentum=0.9, foreach=False)
