@@ -36,6 +36,7 @@ from penstock.ir.machine import Machine
 from penstock.ir.policy import Policy
 from penstock.ir.timeline import Timeline
 from penstock.ir.trace import Trace
+from penstock.novelty import Novelty
 from penstock.planner import Course, Planner
 from penstock.record.machine import describe
 from penstock.record.measure import stopwatch_for
@@ -48,12 +49,6 @@ from penstock.sizes import Share, parse_budget, parse_size
 from penstock.solve.best import Outcome
 
 __all__ = ["Session", "StepReport", "device_of"]
-
-_STRAYED, _ASTRAY = 3, 5
-"""What a step counts that began as a known one and was another, where every step takes one off; and the
-sum at which such steps are recorded: two in a row, or one in two."""
-_LOOKED_AT = 4
-"""Steps that are recorded from their beginning, to find one of another kind."""
 
 
 @dataclass(frozen=True)
@@ -116,15 +111,11 @@ class Session:
         self.measured: Timeline | None = None  # of the last charted step
         self.charted: Outcome | None = None  # the plan that it followed
         self.samples: list[tuple[float, int]] = []  # of the same: seconds, bytes held
-        self._recording = True
+        self._novelty = Novelty()
         self._recorded: Trace | None = None
         self._course: Course | None = None  # of the step that was followed last
         self._share = 0  # bytes, if the budget is a share
-        self._replans = 0
         self._ended: float | None = None  # when the last step ended
-        self._patience = 0  # steps to wait before the next recording
-        self._all_recorded = 0  # steps that are to be recorded, even if they begin as a known one
-        self._strays = 0  # grows with each step that began as a known one and was another
 
     # -- life --------------------------------------------------------------------------------
 
@@ -216,19 +207,19 @@ class Session:
         awaited = any(course.is_awaited for course in courses)
         # Is nothing left that has all memory given back? Not what is to be recorded, as long as it may
         # be a known step: another one may come but once an epoch.
-        is_learnt = bool(courses) and not (awaited or self._all_recorded)
-        self._is_calm = is_learnt and not self._recording
+        is_learnt = bool(courses) and not (awaited or self._novelty.looked_at)
+        self._is_calm = is_learnt and not self._novelty.is_due
         keeps = (
             is_learnt
             and all(course.recording.trace.is_dense for course in courses)
             and self.engine.room.may_keep_freed
         )
         self._begin_likely()
-        if self._recording:
+        if self._novelty.is_due:
             self._recorder.open()
             self._recorder.begin()
             self.engine.tolerant = True
-            self.engine.begin_step(self._record, may_be_known=not self._all_recorded)
+            self.engine.begin_step(self._record, may_be_known=not self._novelty.looked_at)
         else:
             self._recorder.pause()
             # A young plan does not know yet how much the device holds beyond values.
@@ -259,7 +250,7 @@ class Session:
 
     def _await_device(self) -> None:
         """Let a GPU catch up where a step is measured: its time would count for the next one."""
-        if self.device.type == "cuda" and (self._recording or self.engine.log is not None):
+        if self.device.type == "cuda" and (self._novelty.is_due or self.engine.log is not None):
             torch.cuda.synchronize(self.device)
 
     def _end(self, *, complete: bool = True) -> None:
@@ -276,7 +267,7 @@ class Session:
             happened.stalls = log.stalls()
         self.engine.end_step()
         # Was it a known one, the next step is to be recorded instead.
-        recorded = self._recording and not self.engine.has_recognised
+        recorded = self._novelty.is_due and not self.engine.has_recognised
         moved = self.engine.manager.statistics.traffic.items()
         report = StepReport(
             len(self.reports) + 1,
@@ -308,15 +299,14 @@ class Session:
                     f"nothing ran on {self.device}: say fit(device=...), or set CUDA_VISIBLE_DEVICES"
                 )
             self._tell(replace(report, events=tuple(happened.events)))
-            if self._all_recorded and self._planner.knows(recording):
-                self._all_recorded -= 1
-                self._recording = self._all_recorded > 0
+            if self._novelty.looked_at and self._planner.knows(recording):
+                self._novelty.recorded(known=True)
                 return
             self._take(recording, complete=complete)
             return
-        self._strays = max(0, self._strays - 1)
+        self._novelty.passed()
         if happened.fell_back:
-            self._step_changed()
+            self._novelty.changed(begun_alike=happened.begun_alike)
         elif followed is not None and course is not None:
             self._planner.passed(course, late=happened.joined_late)
             if not happened.joined_late:
@@ -373,7 +363,8 @@ class Session:
         if budget != self.budget:
             self.engine.room.budget = budget
             self._cap(budget)
-        self._recorded, self._recording, self._all_recorded = trace, False, 0
+        self._recorded = trace
+        self._novelty.recorded(known=False)
         if self._on_recorded is not None:
             self._on_recorded(trace)
         with self._forgotten():
@@ -432,25 +423,6 @@ class Session:
         """The plan for it, spelled out and priced."""
         return None if self._course is None else self._course.outcome
 
-    def _step_changed(self) -> None:
-        """The last step left the recorded path: record the next one like it, but not for ever.
-
-        Did it begin as a known one, the next like it cannot be told in time. If it is but one of many
-        steps, as one is whose norms are logged, it may run on demand where it differs; if not, the next
-        few are recorded from their beginning.
-        """
-        if self.engine.happened.begun_alike:
-            self._strays += _STRAYED
-            if self._strays < _ASTRAY:
-                return
-        self._patience -= 1
-        if self._patience <= 0:
-            self._recording = True
-            self._all_recorded = _LOOKED_AT if self.engine.happened.begun_alike else 0
-            self._strays = 0
-            self._replans += 1
-            self._patience = min(1 << self._replans, 64) if self._replans > 4 else 0
-
     def _tell(self, report: StepReport) -> None:
         self.reports.append(report)
         if self._on_step is not None:
@@ -459,18 +431,18 @@ class Session:
     # -- what torch tells ------------------------------------------------------------------------
 
     def _before_optimizer(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        if self._recording:
+        if self._novelty.is_due:
             self._recorder.optimizer_begins(optimizer)
 
     def _after_optimizer(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        if self._recording:
+        if self._novelty.is_due:
             self._recorder.optimizer_ends(optimizer)
         is_new = id(optimizer) not in self._optimizers
         if is_new:
             # A step has one call of each optimizer: it ends with the one that was met last. What
             # ends here is no whole step, and made the optimizer's state.
             self._optimizers.append(id(optimizer))
-            self._recording = True
+            self._novelty.is_due = True
         if id(optimizer) == self._optimizers[-1]:
             with _disable_current_modes():
                 self._end(complete=not is_new)
