@@ -34,6 +34,7 @@ __all__ = [
     "blocks",
     "compare",
     "digest",
+    "files_mapped_by_a_step",
     "in_room",
     "last_batches",
     "settle",
@@ -198,6 +199,22 @@ def last_batches(epochs: int, steps: int) -> list[tuple[bool, StepReport]]:
     epoch = [ROWS] * steps + [ROWS // 4]
     trained(session, epochs * len(epoch), lambda step: epoch[step % len(epoch)])
     return [one for number, one in enumerate(found, start=1) if number % (steps + 1)]
+
+
+def files_mapped_by_a_step() -> int:
+    """Bytes of files, which are code, that the first step of an LSTM maps once all is settled."""
+
+    def mapped() -> int:
+        facts = Path("/proc/self/status").read_text().splitlines()
+        return next(int(fact.split()[1]) << 10 for fact in facts if fact.startswith("RssFile"))
+
+    settle()
+    model = nn.LSTM(64, 64, batch_first=True)
+    optimizer = torch.optim.AdamW(model.parameters())
+    before = mapped()
+    model(torch.randn(8, 32, 64))[0].square().mean().backward()
+    optimizer.step()
+    return mapped() - before
 
 
 def users_of_exchange() -> list[ModuleType]:

@@ -1,5 +1,7 @@
 """What a process does once, so that the first step is like the others."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -23,10 +25,12 @@ def settle() -> None:
     once, one of them may briefly run another one, of other accuracy. And what libraries set up when
     they are first used (the code of torch's kernels, 20 MiB; torch's compiler, which the first
     optimizer imports; oneDNN; autograd; our compiled simulator) takes memory that is not the step's.
-    Draws no random number.
+    Draws no random number, and does the same whatever the script's defaults are.
     """
     with (
         torch.device("cpu"),
+        _single_precision(),
+        torch.autocast("cpu", enabled=False),
         torch.inference_mode(mode=False),
         torch.enable_grad(),
         torch.random.fork_rng([]),
@@ -43,3 +47,13 @@ def settle() -> None:
             optimizer.step()
     tiny = parse("f a x:I1 -> h:A1 1us")
     outcome(Problem(tiny, Machine(describe(torch.device("cpu"), ()).device), 1 << 20), Plan())
+
+
+@contextmanager
+def _single_precision() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
