@@ -5,6 +5,7 @@ runtime, `RuntimeV2EagerOptimized`), at a budget of 2 ceil(sqrt n). Their curves
 be compared in shape only: the recordings carry no licence.
 """
 
+from dataclasses import replace
 from math import ceil, inf, sqrt
 
 import pytest
@@ -15,6 +16,7 @@ from penstock.ir.text import parse
 from penstock.policies.dtr import SCORES, Dtr
 from penstock.solve.best import outcome
 from penstock.solve.online import replay
+from penstock.source import step_and_machine
 from steps import STEPS, chain
 
 MACHINE = Machine(Device("cpu", 2**40))
@@ -109,6 +111,16 @@ def test_beyond_its_limit_it_gives_up_and_says_what_lacks():
 def test_where_nothing_may_leave_it_says_what_lacks():
     found = replayed(16, "dtr", budget=2)
     assert found.lacking > 0
+
+
+@pytest.mark.parametrize("step", ["zoo:unet?size=full", "zoo:frozen?size=small"])
+def test_with_the_bytes_that_it_lacks_it_fits(step):
+    trace, machine = step_and_machine(step, "gh200")
+    problem = Problem(trace, machine, int(0.4 * (trace.peak + trace.slack)))
+    lacks = outcome(problem, Dtr()(problem)).shortfall
+    enough = replace(problem, budget=problem.budget + lacks)
+    assert lacks > 0
+    assert outcome(enough, Dtr()(enough)).shortfall == 0
 
 
 def test_the_cheap_one_of_two_goes():

@@ -6,10 +6,10 @@ Idea      Nothing is known of what comes. Where an op finds no room, the idle va
 Assumes   One device; ops may run twice. Model state and inputs stay (the paper's constants).
 Inferred  A plan says of each gap one absence, so a value that left twice in a gap is away from its
           beginning to its last return, and what used it in between remakes it too. Where that misses
-          the budget, the replay is repeated with so much less; where it thrashes, with more, to find
-          the least that it keeps. A value that no op uses again stays until it dies: the paper would
-          evict it. Its samples of the pool, and its sizes below which nothing is looked at, are for
-          speed: `smallest` stands for them.
+          the budget, the replay is repeated with so much less; where that does not help, or where it
+          thrashes, the least that it keeps is looked for by halving. A value that no op uses again
+          stays until it dies: the paper would evict it. Its samples of the pool, and its sizes below
+          which nothing is looked at, are for speed: `smallest` stands for them.
 Symbols   h(s) = (c(s) + c(evicted ancestors) + c(evicted descendants)) / (m(s) x staleness): seconds over
           bytes x seconds. h_eq: the closures as classes of a union-find. h_local: c(s) alone.
           h_MSPS: (c(s) + c(evicted ancestors)) / m(s). h_LRU: last access. h_size: 1 / m(s).
@@ -30,6 +30,9 @@ from penstock.solve.online import Floats, Idle, Score, least_recently_used, repl
 
 __all__ = ["SCORES", "Dtr"]
 
+_AGAIN = 4
+"""Replays around the given budget."""
+
 
 @dataclass(frozen=True, slots=True)
 class Dtr:
@@ -37,7 +40,7 @@ class Dtr:
 
     score: Literal["dtr", "eq", "local", "lru", "size", "msps"] = "dtr"
     thrash: float = 1.0  # seconds of remakes, over those of the step, at which it gives up
-    rounds: int = 8  # replays, at other budgets if the first misses the given one
+    rounds: int = 8  # replays to find the least that it keeps, where the given budget is missed
     smallest: int = MOVABLE_FROM  # bytes: smaller values are kept
     accounting: Accounting = "ours"
 
@@ -52,22 +55,30 @@ class Dtr:
     counts: ClassVar[Counts] = Counts(workspace=False, slack=False)
 
     def __call__(self, problem: Problem) -> Plan:
-        """Where it thrashes or the plan lacks room, other budgets are tried: the least that it keeps."""
-        tried: list[Outcome] = []
-        floor, at, ceiling = 0, problem.budget, problem.trace.peak + problem.trace.slack
-        for _ in range(max(1, self.rounds)):
-            now = replace(problem, budget=at)
-            found = replay(now, SCORES[self.score], smallest=self.smallest, limit=self.thrash)
-            tried.append(outcome(problem, problem.given.plus(found.decisions)))
-            if not tried[-1].shortfall:
+        """In the given room, and in less where the plan lacks some; else the least that it keeps."""
+        room = problem.budget
+        for _ in range(_AGAIN):
+            found, thrashed = self.replayed(problem, room)
+            if not found.shortfall:
+                return found.plan
+            if thrashed:
                 break
-            if found.lacking:
-                floor, at = at, (at + ceiling) // 2
-            elif floor:
-                ceiling, at = at, (floor + at) // 2
-            else:
-                at -= tried[-1].shortfall
+            room -= found.shortfall
+        # The same replays whatever the budget: with the bytes that it lacks, one of them fits.
+        tried: list[Outcome] = []
+        floor, ceiling = 0, problem.trace.peak + problem.trace.slack
+        for _ in range(max(1, self.rounds)):
+            room = (floor + ceiling) // 2
+            found, thrashed = self.replayed(problem, room)
+            tried.append(found)
+            floor, ceiling = (room, ceiling) if thrashed else (floor, room)
         return min(tried, key=lambda found: found.rank).plan
+
+    def replayed(self, problem: Problem, room: int) -> tuple[Outcome, bool]:
+        """The plan that the method makes in so many bytes. Did these not do?"""
+        now = replace(problem, budget=room)
+        found = replay(now, SCORES[self.score], smallest=self.smallest, limit=self.thrash)
+        return outcome(problem, problem.given.plus(found.decisions)), found.lacking > 0
 
 
 def full(idle: Idle) -> Floats:
