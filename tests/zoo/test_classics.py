@@ -76,6 +76,23 @@ def test_the_lstms_have_64_million_recurrent_parameters_as_their_paper_says() ->
     assert (size(model.encode) + size(model.decode)) // 1_000_000 == 64
 
 
+@pytest.mark.parametrize("name", ["seq2seq", "seq2seq_attention"])
+def test_a_word_depends_on_the_whole_source_and_the_words_before_it(name: str) -> None:
+    networks = {"seq2seq": translate.Seq2Seq, "seq2seq_attention": translate.AttentiveSeq2Seq}
+    model = networks[name](20, 8)
+    source, target = torch.randint(0, 20, (2, 3, 5)).unbind()
+    there = model(source, target)
+
+    def changed(what: Tensor) -> list[bool]:
+        """Which words are others if one token of `what`, the fourth, is another?"""
+        what[:, 3] = (what[:, 3] + 1) % 20
+        return (model(source, target) != there).any(2).any(0).tolist()
+
+    assert changed(target) == [False, False, False, True, True]
+    there = model(source, target)
+    assert all(changed(source))
+
+
 def test_unet_differs_from_its_paper_in_the_input_channels_alone() -> None:
     one_channel = 31_030_658  # of figure 1, counted with biases
     assert size(built("unet")) == one_channel + 2 * 3 * 3 * 64
@@ -163,7 +180,10 @@ def test_a_network_reads_other_images_than_its_papers() -> None:
 
 # -- a whole step -------------------------------------------------------------------------------
 
-OUTPUTS = {"unet": (2, 10, 388, 388), "seq2seq": (2, 64, 10), "transformer": (2, 64, 10)}
+OUTPUTS = {
+    "unet": (2, 10, 388, 388),
+    **dict.fromkeys(("seq2seq", "seq2seq_attention", "transformer"), (2, 64, 10)),
+}
 HEADS = {"googlenet_2014_aux": 3, "inception_v3_aux": 2}
 
 WHOLE = {
@@ -171,7 +191,8 @@ WHOLE = {
     for name in (
         *("alexnet", "alexnet_2012", "overfeat", "overfeat_accurate", "vgg16"),
         *("googlenet_2014", "googlenet_2014_aux", "inception_v3_aux", "inception_v4"),
-        *("resnet18", "preresnet11", "mobilenet_v2", "unet", "seq2seq", "transformer"),
+        *("resnet18", "preresnet11", "mobilenet_v2", "unet"),
+        *("seq2seq", "seq2seq_attention", "transformer"),
     )
 }
 SHALLOW = {  # fewer of the same blocks

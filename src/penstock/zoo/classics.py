@@ -233,5 +233,6 @@ _CLASSICS = {
     "mobilenet_v2": Classic(residual.mobilenet_v2),
     "unet": Classic(unet.UNet, 572, classes=2, outputs=unet.outputs),
     "seq2seq": Classic(translate.Seq2Seq, None, classes=80_000),
+    "seq2seq_attention": Classic(translate.AttentiveSeq2Seq, None, classes=30_000),
     "transformer": Classic(translate.Transformer, None, classes=37_000),
 }

@@ -1,4 +1,4 @@
-"""Networks from a sequence to a sequence: the LSTM encoder-decoder, the Transformer.
+"""Networks from a sequence to a sequence: LSTM encoder-decoders, the Transformer.
 
 Both are called with the source and the target so far, (batch, length) each, and give the logits of
 the next target token at each place, (batch, length, tokens).
@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Seq2Seq", "Transformer"]
+__all__ = ["AttentiveSeq2Seq", "Seq2Seq", "Transformer"]
 
 
 class Seq2Seq(nn.Module):
@@ -31,6 +31,39 @@ class Seq2Seq(nn.Module):
         # Read backwards: the first words of both sentences are then near each other.
         _, state = self.encode(self.source(source.flip(1)))
         out: Tensor = self.head(self.decode(self.target(target), state)[0])
+        return out
+
+
+class AttentiveSeq2Seq(nn.Module):
+    """An encoder read both ways, and a decoder that looks at all of it before each word: Bahdanau, Cho,
+    Bengio, "Neural machine translation by jointly learning to align and translate", ICLR 2015,
+    arXiv:1409.0473, appendix A, with LSTM cells in place of gated units, and no maxout.
+    """
+
+    def __init__(self, tokens: int, width: int = 1000, embedded: int = 620) -> None:
+        super().__init__()
+        self.source = nn.Embedding(tokens, embedded)
+        self.target = nn.Embedding(tokens, embedded)
+        self.encode = nn.LSTM(embedded, width, batch_first=True, bidirectional=True)
+        self.begin = nn.Linear(width, width)
+        self.key = nn.Linear(2 * width, width)
+        self.query = nn.Linear(width, width, bias=False)
+        self.score = nn.Linear(width, 1, bias=False)
+        self.decode = nn.LSTMCell(embedded + 2 * width, width)
+        self.head = nn.Linear(width, tokens)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        read, (last, _) = self.encode(self.source(source))
+        keys = self.key(read)
+        hidden = self.begin(last[1]).tanh()
+        cell = torch.zeros_like(hidden)
+        said: list[Tensor] = []
+        for word in self.target(target).unbind(1):
+            match = (self.query(hidden)[:, None] + keys).tanh()  # (batch, length of source, width)
+            context = self.score(match).softmax(1).transpose(1, 2) @ read
+            hidden, cell = self.decode(torch.cat([word, context[:, 0]], 1), (hidden, cell))
+            said.append(hidden)
+        out: Tensor = self.head(torch.stack(said, 1))
         return out
 
 
