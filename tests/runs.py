@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import resource
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, grad, vmap
 
 from penstock.api import fit
 from penstock.record.settle import settle
@@ -32,6 +34,9 @@ __all__ = [
     "Compared",
     "apart",
     "blocks",
+    "by_func",
+    "by_sparse",
+    "by_trainer",
     "compare",
     "digest",
     "files_mapped_by_a_step",
@@ -199,6 +204,131 @@ def last_batches(epochs: int, steps: int) -> list[tuple[bool, StepReport]]:
     epoch = [ROWS] * steps + [ROWS // 4]
     trained(session, epochs * len(epoch), lambda step: epoch[step % len(epoch)])
     return [one for number, one in enumerate(found, start=1) if number % (steps + 1)]
+
+
+class Graph(nn.Module):
+    """Convolutions over a graph of `ROWS` nodes, whose edges are a sparse matrix with learnt weights."""
+
+    def __init__(self, layout: torch.layout) -> None:
+        super().__init__()
+        edges = torch.randperm(ROWS * ROWS)[: 64 * ROWS].sort().values
+        self.register_buffer("edges", torch.stack([edges // ROWS, edges % ROWS]))
+        even = torch.sparse_coo_tensor(self.edges, torch.ones(64 * ROWS), (ROWS, ROWS))
+        self.register_buffer("even", even.coalesce().to_sparse(layout=layout))
+        self.weights = nn.Parameter(torch.rand(64 * ROWS))
+        self.nodes = nn.Embedding(2 * ROWS, WIDTH, sparse=True)
+        self.layers = blocks(3)
+
+    def forward(self, nodes: torch.Tensor) -> torch.Tensor:
+        x = self.nodes(nodes)
+        learnt = torch.sparse_coo_tensor(self.edges, self.weights, (ROWS, ROWS))
+        for layer in self.layers:
+            x = layer(self.even @ x / 64 + torch.sparse.mm(learnt, x) / 64)
+        return x.square().mean()
+
+
+def by_sparse(
+    layout: torch.layout, budget: str | None, policy: str
+) -> tuple[list[str], list[StepReport]]:
+    """What a graph network comes to whose gradients are sparse too, and the reports of its steps.
+
+    A step has two batches: the second sparse gradient is added to the first.
+    """
+    settle()
+    torch.manual_seed(0)
+    model = Graph(layout)
+    table = [parameter for name, parameter in model.named_parameters() if name == "nodes.weight"]
+    others = [parameter for name, parameter in model.named_parameters() if name != "nodes.weight"]
+    optimizers = [torch.optim.SparseAdam(table), torch.optim.Adam(others)]
+
+    def train() -> None:
+        for _ in range(8):
+            for _ in range(2):
+                model(torch.randint(0, 2 * ROWS, (ROWS,))).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+
+    if budget is None:
+        train()
+        return digest(model.parameters()), []
+    with fit(budget, device="cpu", policy=policy) as session:
+        train()
+    return digest(model.parameters()), session.reports
+
+
+def by_func(budget: str | None) -> tuple[list[str], list[StepReport]]:
+    """What a model comes to whose gradients `torch.func` takes, example by example."""
+    settle()
+    torch.manual_seed(0)
+    model = blocks(3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def loss(parameters: dict[str, torch.Tensor], row: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = functional_call(model, parameters, (row,))
+        return out.square().mean()
+
+    gradients = vmap(grad(loss), in_dims=(None, 0))
+
+    def train() -> None:
+        for _ in range(7):
+            found = gradients(dict(model.named_parameters()), torch.randn(16, WIDTH))
+            for name, parameter in model.named_parameters():
+                parameter.grad = found[name].mean(0)
+            optimizer.step()
+
+    if budget is None:
+        train()
+        return digest(model.parameters()), []
+    with fit(budget, device="cpu") as session:
+        train()
+    return digest(model.parameters()), session.reports
+
+
+def by_trainer(budget: str | None) -> tuple[list[str], list[StepReport]]:
+    """The parameters that transformers' `Trainer` comes to, and the reports of its steps if in a session.
+
+    A step is two batches that a worker sends; there is a schedule, a limit of the norm, and every three
+    steps a line in the log and an evaluation.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
+
+    settle()
+    set_seed(0)
+    config = GPT2Config(
+        vocab_size=256,
+        n_layer=4,
+        n_embd=128,
+        n_head=4,
+        n_positions=128,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model = GPT2LMHeadModel(config)
+    tokens = torch.randint(0, 256, (128, 128))
+    examples = [{"input_ids": one, "labels": one} for one in tokens]
+    with tempfile.TemporaryDirectory() as folder:
+        asked = TrainingArguments(
+            folder,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            dataloader_num_workers=1,
+            max_steps=12,
+            logging_steps=3,
+            eval_strategy="steps",
+            eval_steps=3,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        trainer = Trainer(model, asked, train_dataset=examples, eval_dataset=examples[:8])
+        if budget is None:
+            trainer.train()
+            return digest(model.parameters()), []
+        with fit(budget, device="cpu") as session:
+            trainer.train()
+    return digest(model.parameters()), session.reports
 
 
 def files_mapped_by_a_step() -> int:

@@ -25,6 +25,17 @@ def test_views_touch_no_byte(func) -> None:
     assert facts_of(func).is_view
 
 
+def test_a_sparse_tensor_is_transposed_by_copying() -> None:
+    dense = torch.eye(4)
+    assert facts_of(aten.t.default).makes_view((dense,))
+    assert not facts_of(aten.t.default).makes_view((dense.to_sparse(),))
+
+
+def test_how_many_elements_become_sparse_depends_on_data() -> None:
+    assert facts_of(aten._to_sparse.default).sized_by_data
+    assert not facts_of(aten._to_dense.default).sized_by_data
+
+
 @pytest.mark.parametrize(
     "func", [aten.mm.default, aten.clone.default, aten.relu_.default, aten.add.out]
 )

@@ -1,15 +1,19 @@
 """Storages: who they are, when they die, and how their bytes move."""
 
 import gc
+from typing import Any
 
 import pytest
 import torch
 from torch import UntypedStorage
+from torch._ops import OpOverload
 
+from penstock.dispatch.clock import Clock
 from penstock.dispatch.storage import (
     CAN_SWAP,
     StorageRef,
     byte_view,
+    components_of,
     give_bytes,
     has_bytes,
     key_of,
@@ -28,6 +32,36 @@ def test_views_share_a_key_and_others_do_not() -> None:
         key_of(storage_of(a))
     }
     assert key_of(storage_of(a)) != key_of(storage_of(b))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize(
+    ("layout", "components"),
+    [
+        (torch.strided, 1),
+        (torch.sparse_coo, 2),
+        (torch.sparse_csr, 3),
+        (torch.sparse_csc, 3),
+        (torch._mkldnn, 0),
+    ],
+)
+def test_the_elements_of_a_sparse_tensor_lie_in_its_components(
+    layout: torch.layout, components: int
+) -> None:
+    dense = torch.eye(8)
+    given = {torch.strided: lambda: dense, torch._mkldnn: dense.to_mkldnn}.get(
+        layout, lambda: dense.to_sparse(layout=layout)
+    )()
+    calls: list[str] = []
+
+    def seen(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        calls.append(func.name())
+        return func(*args, **kwargs)
+
+    with Clock(seen):
+        found = components_of(given)
+    assert len(found) == components and not calls
+    assert all(one.layout is torch.strided for one in found)
 
 
 def test_a_reference_tells_once_when_the_last_view_dies() -> None:

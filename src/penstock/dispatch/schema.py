@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-__all__ = ["TRAINING_ARGUMENT", "Facts", "facts_of", "tensors_in"]
+__all__ = ["TRAINING_ARGUMENT", "Facts", "facts_of", "is_sparse", "tensors_in"]
 
 aten = torch.ops.aten
 
@@ -27,17 +27,25 @@ TRAINING_ARGUMENT = 5
 _NEVER_AGAIN = frozenset({"c10d", "_c10d_functional", "c10d_functional", "symm_mem", "aten.set_"})
 
 
+# Of these, torch's tags do not tell it.
+_SIZED_BY_DATA = ("aten._coalesce", "aten._to_sparse")
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """Facts about one operator overload."""
 
     name: str  # e.g. `aten.mm`
-    is_view: bool  # makes views and touches no byte
+    is_view: bool  # makes views and touches no byte, unless of a sparse tensor: see `makes_view`
     mutates: tuple[int | str, ...]  # arguments written in place: position, or keyword
     secret_writes: tuple[int, ...]  # written too, in training, though the schema is silent
     random: bool
     sized_by_data: bool  # the shape of what it makes depends on values
     repeatable: bool
+
+    def makes_view(self, args: Sequence[Any]) -> bool:
+        """Does this call touch no byte? Of a sparse tensor most views are made by copying."""
+        return self.is_view and not (args and is_sparse(args[0]))
 
     def written(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
         """The tensors among the arguments that the call writes in place."""
@@ -66,6 +74,11 @@ class Facts:
         return list(args)
 
 
+def is_sparse(given: Any) -> bool:
+    """Is it a tensor that has no storage of its own?"""
+    return isinstance(given, Tensor) and given.layout is not torch.strided
+
+
 @cache
 def facts_of(func: OpOverload) -> Facts:
     schema = func._schema
@@ -81,7 +94,8 @@ def facts_of(func: OpOverload) -> Facts:
         mutates=tuple(mutates),
         secret_writes=_SECRET_WRITES.get(func, ()),
         random=torch.Tag.nondeterministic_seeded in func.tags,
-        sized_by_data=torch.Tag.dynamic_output_shape in func.tags,
+        sized_by_data=torch.Tag.dynamic_output_shape in func.tags
+        or name.startswith(_SIZED_BY_DATA),
         repeatable=_NEVER_AGAIN.isdisjoint((namespace, name)),
     )
 

@@ -13,11 +13,13 @@ hooks. An address as identity: it is reused as soon as its storage dies.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, UntypedStorage
+from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
     "CAN_SWAP",
@@ -25,6 +27,8 @@ __all__ = [
     "address_of",
     "alias_of",
     "byte_view",
+    "components_of",
+    "components_on",
     "give_bytes",
     "has_bytes",
     "key_of",
@@ -63,6 +67,44 @@ def lies_on(tensor: Tensor | UntypedStorage, device: torch.device) -> bool:
     if there.type != device.type:
         return False
     return there.index == device.index or there.index is None or device.index is None
+
+
+def components_of(tensor: Tensor) -> Sequence[Tensor]:
+    """The tensors whose storages hold its elements: itself, or the indices and values of a sparse one.
+
+    Of layouts that show no components: none. No dispatch mode sees what is asked of torch for that.
+    """
+    if tensor.layout is torch.strided:
+        return (tensor,)
+    with _disable_current_modes():
+        return [component(tensor) for component in _COMPONENTS.get(tensor.layout, ())]
+
+
+def components_on(tensors: Iterable[Tensor], device: torch.device) -> list[Tensor]:
+    """The components of tensors that lie on `device`, in order."""
+    found: list[Tensor] = []
+    for tensor in tensors:
+        if lies_on(tensor, device):
+            if tensor.layout is torch.strided:
+                found.append(tensor)
+            else:
+                found.extend(components_of(tensor))
+    return found
+
+
+_OF_ROWS = (Tensor.crow_indices, Tensor.col_indices, Tensor.values)
+_OF_COLUMNS = (Tensor.ccol_indices, Tensor.row_indices, Tensor.values)
+_COMPONENTS: MappingProxyType[torch.layout, tuple[Callable[[Tensor], Tensor], ...]] = (
+    MappingProxyType(
+        {
+            torch.sparse_coo: (Tensor._indices, Tensor._values),
+            torch.sparse_csr: _OF_ROWS,
+            torch.sparse_bsr: _OF_ROWS,
+            torch.sparse_csc: _OF_COLUMNS,
+            torch.sparse_bsc: _OF_COLUMNS,
+        }
+    )
+)
 
 
 class StorageRef(weakref.ref[UntypedStorage]):

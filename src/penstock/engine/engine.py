@@ -25,8 +25,16 @@ from torch._ops import OpOverload
 from penstock.dispatch.clock import Clock, in_backward
 from penstock.dispatch.generators import draw_of, rewind
 from penstock.dispatch.resident import CAllocator, Meter
-from penstock.dispatch.schema import facts_of, tensors_in
-from penstock.dispatch.storage import CAN_SWAP, key_of, lies_on, nbytes_of, storage_of
+from penstock.dispatch.schema import facts_of, is_sparse, tensors_in
+from penstock.dispatch.storage import (
+    CAN_SWAP,
+    components_of,
+    components_on,
+    key_of,
+    lies_on,
+    nbytes_of,
+    storage_of,
+)
 from penstock.engine.lanes import Copy
 from penstock.engine.lineage import Call, capture, fresh_storages, renamed_call, run_again
 from penstock.engine.log import Log
@@ -267,10 +275,10 @@ class Engine:
 
     def follow(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call of a step whose course is known."""
+        if id(func) in self._views and not is_sparse(args[0]):
+            return func._op(*args, **kwargs)  # what `func` itself calls, one frame sooner
         index = self._index
         if func is not self._funcs[index]:
-            if id(func) in self._views:
-                return func._op(*args, **kwargs)  # what `func` itself calls, one frame sooner
             return self._off_program(func, args, kwargs)
         self._index = index + 1
         instruction = self._instructions[index]
@@ -288,9 +296,10 @@ class Engine:
 
     def _off_program(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         facts = facts_of(func)
-        if facts.is_view:
+        if facts.makes_view(args):
             if CAN_SWAP:
-                self._views.add(id(func))  # hashing `func` itself is a call
+                if args and isinstance(args[0], Tensor):
+                    self._views.add(id(func))  # hashing `func` itself is a call
             elif self._absent:
                 self._attend(args, kwargs)
             return func(*args, **kwargs)
@@ -387,6 +396,9 @@ class Engine:
             for position, value in instruction.reads:
                 if position < len(sources):
                     self._bind(value, sources[position])
+        written: list[UntypedStorage] = []
+        if instruction.writes:  # looked for before the call, which may give a sparse one others
+            written = self._storages(facts_of(func).written(args, kwargs))
         draw = draw_of(kwargs, self.device) if instruction.random else None
         if instruction.captures and sources is not None:
             self._capture(index, func, args, kwargs, sources, draw)
@@ -404,7 +416,7 @@ class Engine:
         if self.log is not None:
             self.log.ran(index, begun, self.room.in_use())
         if instruction.writes and sources is not None:
-            self._bind_results(instruction, index, func, args, kwargs, sources, result)
+            self._bind_results(instruction, index, sources, written, result)
             instruction = self._instructions[index] or _NOTHING  # perhaps of another program now
         for row, following in instruction.after:
             self._perform(row, following)
@@ -431,15 +443,12 @@ class Engine:
         self,
         instruction: Instruction,
         index: int,
-        func: OpOverload,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
         sources: list[UntypedStorage],
+        written: list[UntypedStorage],
         result: Any,
     ) -> None:
-        made = _unique(storage_of(t) for t in self._mine(facts_of(func).written(args, kwargs)))
         inputs = {key_of(storage) for storage in sources}
-        made.extend(fresh_storages(result, inputs, self.device))
+        made = [*written, *fresh_storages(result, inputs, self.device)]
         for position, value in instruction.writes:
             if position < len(made):
                 self._bind(value, made[position])
@@ -475,7 +484,7 @@ class Engine:
         if (backward := in_backward()) != -1:
             self._meet_thread(backward)
         facts = facts_of(func)
-        if facts.is_view:
+        if facts.makes_view(args):
             if not CAN_SWAP and self._absent:
                 self._attend(args, kwargs)
             # The recorder wants to see views too, to tell host time from op time.
@@ -821,10 +830,11 @@ class Engine:
         if not (self._guarded or self._ahead):
             return
         for tensor in facts_of(func).written(args, kwargs):
-            key = key_of(storage_of(tensor))
-            if (copied := self._ahead.get(key)) is not None:
-                self.manager.call_off(copied)
-            self._remake_dependents(key)
+            for component in components_of(tensor):
+                key = key_of(storage_of(component))
+                if (copied := self._ahead.get(key)) is not None:
+                    self.manager.call_off(copied)
+                self._remake_dependents(key)
 
     def _remake_dependents(self, key: int) -> None:
         """The storage of `key` may be overwritten: remake now what is remade from it."""
@@ -915,7 +925,11 @@ class Engine:
         tensors = tensors_in(args)
         if kwargs:
             tensors_in(kwargs, tensors)
-        keys = {key_of(storage_of(tensor)) for tensor in tensors}
+        try:
+            keys = {key_of(storage_of(tensor)) for tensor in tensors}
+        except NotImplementedError:  # one is sparse
+            components = (one for tensor in tensors for one in components_of(tensor))
+            keys = {key_of(storage_of(one)) for one in components}
         if missing := keys & self._absent.keys():
             self._in_use = keys  # bringing one back must not send another away
             for key in missing:
@@ -955,18 +969,20 @@ class Engine:
         resident = self._bound.get(value)
         return None if resident is None else resident.ref()
 
-    def _mine(self, tensors: Iterable[Tensor]) -> list[Tensor]:
-        return [t for t in tensors if t.layout is torch.strided and lies_on(t, self.device)]
+    def _storages(self, tensors: Iterable[Tensor]) -> list[UntypedStorage]:
+        """Those on the device, each once, in the recorder's order."""
+        return _unique(map(storage_of, components_on(tensors, self.device)))
 
     def _device_storages(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[UntypedStorage]:
-        """The storages of the arguments, each once, in the recorder's order."""
-        found = _unique(storage_of(t) for t in self._mine(tensors_in((args, kwargs))))
+        """The storages of the arguments."""
+        found = self._storages(tensors_in((args, kwargs)))
         return [storage for storage in found if nbytes_of(storage)]
 
     def _keys(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int]:
-        return {key_of(storage_of(t)) for t in self._mine(tensors_in((args, kwargs)))}
+        found = components_on(tensors_in((args, kwargs)), self.device)
+        return {key_of(storage_of(tensor)) for tensor in found}
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -999,6 +1015,7 @@ class Engine:
 def _shortcut(engine: Engine) -> Callable[..., Any]:
     """`Engine.follow` for calls around which nothing happens; others go the whole way."""
     views, absent, ahead = engine._views, engine._absent, engine._ahead
+    strided = torch.strided
 
     def follow(
         clock: Clock,
@@ -1007,7 +1024,7 @@ def _shortcut(engine: Engine) -> Callable[..., Any]:
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if id(func) in views and (not types or types == _PLAIN):
+        if id(func) in views and args[0].layout is strided and (not types or types == _PLAIN):
             return func._op(*args, **kwargs) if kwargs else func._op(*args)
         index = engine._index
         if func is not engine._bare[index] or absent or ahead or types:

@@ -20,7 +20,7 @@ from torch._ops import OpOverload
 
 from penstock.dispatch.generators import Draw, replaying
 from penstock.dispatch.schema import Facts, tensors_in
-from penstock.dispatch.storage import key_of, lies_on, nbytes_of, storage_of
+from penstock.dispatch.storage import components_on, key_of, nbytes_of, storage_of
 from penstock.engine.watch import Moment
 from penstock.errors import InternalError
 from penstock.ir.trace import Op, ValueId
@@ -176,9 +176,7 @@ def fresh_storages(
     """The storages of a result on `device` that are not among `inputs` (by key), in order."""
     seen = set(inputs)
     found = []
-    for tensor in tensors_in(result):
-        if tensor.layout is not torch.strided or not lies_on(tensor, device):
-            continue
+    for tensor in components_on(tensors_in(result), device):
         storage = storage_of(tensor)
         if key_of(storage) not in seen and nbytes_of(storage):
             seen.add(key_of(storage))

@@ -1,6 +1,6 @@
 """How many bytes a call is about to take, asked of torch before it runs."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from types import NoneType
 from typing import Any
 
@@ -9,11 +9,12 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from penstock.dispatch.generators import draw_of, rewind
-from penstock.dispatch.schema import Facts, tensors_in
-from penstock.dispatch.storage import nbytes_of, storage_of
+from penstock.dispatch.schema import Facts, is_sparse, tensors_in
+from penstock.dispatch.storage import components_of, components_on, key_of, nbytes_of, storage_of
 
 __all__ = ["output_bytes"]
 
+_META = torch.device("meta")
 _ANSWERS: dict[Hashable, int] = {}
 """What was asked before: a step repeats its calls, and a meta kernel takes 0.3 ms."""
 _MOST_ANSWERS = 1 << 14
@@ -33,7 +34,8 @@ def output_bytes(
 ) -> int:
     """Bytes of the new storages that a call makes on `device`, by running it on meta tensors.
 
-    Where a result's shape depends on data, a guess from above: as much as its inputs.
+    Where a result's shape depends on data, a guess from above: as much as its inputs. Of sparse ones torch
+    does not tell: then what dense ones would make, but no more than that guess.
     """
     if facts.mutates:
         return 0
@@ -41,18 +43,19 @@ def output_bytes(
     if question in _ANSWERS:
         return _ANSWERS[question]
     draw = draw_of(kwargs, device) if facts.random else None
+    given = tensors_in((args, kwargs))
+    sparse = [one for one in given if is_sparse(one)]
     try:
         shadow = _Shadow()
         result = func(*shadow.of(args), **shadow.of(_on_meta(kwargs)))
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
-        answer = sum(t.numel() * t.element_size() for t in tensors_in((args, kwargs)))
+        answer = _bytes_of(sparse or given)
     else:
-        known = {id(t) for t in shadow.made}
-        answer = sum(
-            nbytes_of(storage_of(t))
-            for t in tensors_in(result)
-            if id(t) not in known and t.device.type == "meta"
-        )
+        known = {key_of(storage_of(t)) for t in shadow.made}
+        made = map(storage_of, components_on(tensors_in(result), _META))
+        answer = sum(nbytes_of(storage) for storage in made if key_of(storage) not in known)
+        if sparse:
+            answer = min(answer, _bytes_of(given))
     finally:
         if draw is not None:
             rewind(draw)
@@ -77,6 +80,8 @@ class _Untold(Exception):
 
 def _told(given: Any) -> Hashable:
     if isinstance(given, Tensor):
+        if is_sparse(given):
+            raise _Untold  # how many elements a sparse one has, its shape does not tell
         return given.size(), given.stride(), given.dtype
     if isinstance(given, (list, tuple)):
         return type(given), tuple(map(_told, given))
@@ -87,6 +92,11 @@ def _told(given: Any) -> Hashable:
     raise _Untold
 
 
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    components = (one for tensor in tensors for one in components_of(tensor))
+    return sum(one.numel() * one.element_size() for one in components)
+
+
 class _Shadow:
     """Arguments with every tensor replaced by one of the same shape that has no bytes."""
 
@@ -95,9 +105,12 @@ class _Shadow:
 
     def of(self, given: Any) -> Any:
         if isinstance(given, Tensor):
-            made = torch.empty_strided(
-                given.size(), given.stride(), dtype=given.dtype, device="meta"
-            )
+            if is_sparse(given):
+                made = torch.empty(given.size(), dtype=given.dtype, device=_META)
+            else:
+                made = torch.empty_strided(
+                    given.size(), given.stride(), dtype=given.dtype, device=_META
+                )
             self.made.append(made)
             return made
         if isinstance(given, (list, tuple)):
@@ -110,5 +123,5 @@ class _Shadow:
 def _on_meta(kwargs: dict[str, Any]) -> dict[str, Any]:
     moved = {name: one for name, one in kwargs.items() if name not in ("generator", "pin_memory")}
     if moved.get("device") is not None:
-        moved["device"] = torch.device("meta")
+        moved["device"] = _META
     return moved

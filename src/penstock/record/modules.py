@@ -10,7 +10,7 @@ from torch.nn.modules.module import (
 )
 from torch.utils.hooks import RemovableHandle
 
-from penstock.dispatch.storage import StorageRef, key_of, storage_of
+from penstock.dispatch.storage import StorageRef, components_of, key_of, storage_of
 from penstock.ir.trace import Kind
 
 __all__ = ["ModulePaths"]
@@ -90,5 +90,9 @@ class ModulePaths:
             self._name(buffer, prefix + name, Kind.BUFFER)
 
     def _name(self, tensor: Tensor, name: str, kind: Kind) -> None:
-        ref = StorageRef(storage_of(tensor))
-        self._named[ref.key] = ref, name, kind
+        for component in components_of(tensor):
+            try:
+                ref = StorageRef(storage_of(component))
+            except NotImplementedError:  # what stands for a tensor inside `torch.func`
+                continue
+            self._named[ref.key] = ref, name, kind

@@ -21,8 +21,8 @@ from torch.optim import Optimizer
 
 from penstock.dispatch.clock import in_backward
 from penstock.dispatch.resident import bytes_of, parts_held
-from penstock.dispatch.schema import Facts, facts_of, tensors_in
-from penstock.dispatch.storage import StorageRef, key_of, lies_on, nbytes_of, storage_of
+from penstock.dispatch.schema import Facts, facts_of, is_sparse, tensors_in
+from penstock.dispatch.storage import StorageRef, components_on, key_of, nbytes_of, storage_of
 from penstock.ir.trace import Kind, Op, OpIndex, Phase, StorageId, Trace, Value, ValueId
 from penstock.record.measure import Cost, Stopwatch, dtype_of, flops_of, moved_bytes
 from penstock.record.modules import ModulePaths
@@ -162,12 +162,11 @@ class Recorder:
 
     def _mark(self, tensor: Tensor, kind: Kind, name: str = "") -> str:
         """Say what a storage is; returns its name."""
-        storage = self._alive.get(key_of(storage_of(tensor))) if self._is_mine(tensor) else None
-        if storage is None:
-            return name
-        storage.kind = kind
-        storage.name = storage.name or name
-        return storage.name
+        for component in components_on([tensor], self._device):
+            if (storage := self._alive.get(key_of(storage_of(component)))) is not None:
+                storage.kind = kind
+                name = storage.name = storage.name or name
+        return name
 
     # -- a call --------------------------------------------------------------------------------
 
@@ -181,13 +180,14 @@ class Recorder:
     ) -> Any:
         """Run one call and note it. `arrived`: when the script made it, if others had it first."""
         facts = facts_of(func)
-        if facts.is_view:
+        if facts.makes_view(args):
             return func(*args, **kwargs)
         host_seconds = (arrived or time.perf_counter()) - self._left
         backward = in_backward() != -1
-        inputs = self._mine(tensors_in((args, kwargs)))
+        given = tensors_in((args, kwargs))
+        inputs = components_on(given, self._device)
         sources = self._storages_of(inputs)
-        targets = self._storages_of(self._mine(facts.written(args, kwargs)))
+        targets = self._storages_of(components_on(facts.written(args, kwargs), self._device))
         reads = [storage.versions[-1] for storage in sources]
         module = self._paths.current(backward=backward)
 
@@ -200,7 +200,7 @@ class Recorder:
             first_written += storage.see_what_is_written()
             storage.versions[-1].freed = index
             writes.append(self._add_version(storage, index))
-        outputs = self._mine(tensors_in(result))
+        outputs = components_on(tensors_in(result), self._device)
         fresh = self._fresh(outputs, index, backward=backward)
         writes.extend(storage.versions[-1] for storage in fresh)
         written = first_written + sum(storage.held for storage in fresh)
@@ -220,6 +220,7 @@ class Recorder:
                 cost.scratch(written, settles=not may_hide),
                 # What a secret write touches, `Facts.again` keeps out of a second run.
                 facts.repeatable
+                and not any(map(is_sparse, given))
                 and (bool(facts.secret_writes) or all(s.is_of_this_step for s in targets)),
                 module,
                 dtype_of([*outputs, *inputs]),
@@ -232,12 +233,6 @@ class Recorder:
         if self._in_optimizer:
             return Phase.OPTIMIZER
         return Phase.BACKWARD if backward else Phase.FORWARD
-
-    def _is_mine(self, tensor: Tensor) -> bool:
-        return tensor.layout is torch.strided and lies_on(tensor, self._device)
-
-    def _mine(self, tensors: Iterable[Tensor]) -> list[Tensor]:
-        return [tensor for tensor in tensors if self._is_mine(tensor)]
 
     def _storages_of(self, inputs: Iterable[Tensor]) -> list["_Storage"]:
         """The storages of arguments, each once; those first met here were there before the step."""
