@@ -9,6 +9,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.functional import cross_entropy
 
 from penstock.api import fit
 from penstock.record.settle import settle
@@ -35,6 +37,7 @@ __all__ = [
     "apart",
     "blocks",
     "by_func",
+    "by_lbfgs",
     "by_sparse",
     "by_trainer",
     "compare",
@@ -241,20 +244,14 @@ def by_sparse(
     others = [parameter for name, parameter in model.named_parameters() if name != "nodes.weight"]
     optimizers = [torch.optim.SparseAdam(table), torch.optim.Adam(others)]
 
-    def train() -> None:
+    with nullcontext() if budget is None else fit(budget, device="cpu", policy=policy) as session:
         for _ in range(8):
             for _ in range(2):
                 model(torch.randint(0, 2 * ROWS, (ROWS,))).backward()
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-
-    if budget is None:
-        train()
-        return digest(model.parameters()), []
-    with fit(budget, device="cpu", policy=policy) as session:
-        train()
-    return digest(model.parameters()), session.reports
+    return digest(model.parameters()), [] if session is None else session.reports
 
 
 def by_func(budget: str | None) -> tuple[list[str], list[StepReport]]:
@@ -270,19 +267,35 @@ def by_func(budget: str | None) -> tuple[list[str], list[StepReport]]:
 
     gradients = vmap(grad(loss), in_dims=(None, 0))
 
-    def train() -> None:
+    with nullcontext() if budget is None else fit(budget, device="cpu") as session:
         for _ in range(7):
             found = gradients(dict(model.named_parameters()), torch.randn(16, WIDTH))
             for name, parameter in model.named_parameters():
                 parameter.grad = found[name].mean(0)
             optimizer.step()
+    return digest(model.parameters()), [] if session is None else session.reports
 
-    if budget is None:
-        train()
-        return digest(model.parameters()), []
-    with fit(budget, device="cpu") as session:
-        train()
-    return digest(model.parameters()), session.reports
+
+def by_lbfgs(budget: str | None) -> tuple[list[str], list[StepReport]]:
+    """What L-BFGS comes to: its steps are loops over a history that grows, and no two are the same."""
+    settle()
+    torch.manual_seed(0)
+    width = 2 * WIDTH
+    layers = (nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(0.1)) for _ in range(8))
+    model = nn.Sequential(*layers, nn.Linear(width, 10))
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss: torch.Tensor = cross_entropy(model(rows), classes)
+        loss.backward()
+        return loss
+
+    with nullcontext() if budget is None else fit(budget, device="cpu") as session:
+        for _ in range(6):
+            rows, classes = torch.randn(ROWS, width), torch.randint(0, 10, (ROWS,))
+            optimizer.step(closure)
+    return digest(model.parameters()), [] if session is None else session.reports
 
 
 def by_trainer(budget: str | None) -> tuple[list[str], list[StepReport]]:
@@ -323,12 +336,9 @@ def by_trainer(budget: str | None) -> tuple[list[str], list[StepReport]]:
             disable_tqdm=True,
         )
         trainer = Trainer(model, asked, train_dataset=examples, eval_dataset=examples[:8])
-        if budget is None:
+        with nullcontext() if budget is None else fit(budget, device="cpu") as session:
             trainer.train()
-            return digest(model.parameters()), []
-        with fit(budget, device="cpu") as session:
-            trainer.train()
-    return digest(model.parameters()), session.reports
+    return digest(model.parameters()), [] if session is None else session.reports
 
 
 def files_mapped_by_a_step() -> int:

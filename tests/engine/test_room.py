@@ -81,9 +81,10 @@ def program() -> Program:
 
 @pytest.mark.parametrize("is_known", [True, False])
 def test_what_is_fetched_unplanned_sends_away_what_is_used_last_if_that_is_known(
-    engine: Engine, *, is_known: bool
+    engine: Engine, meter: Reading, *, is_known: bool
 ) -> None:
     """Of p and q, p was touched first, and op 2, which is to run, reads it."""
+    meter.held = lambda: BUDGET - MIB * len(engine.manager.absent)
     if is_known:
         engine._enter(program(), 3)  # `follow` counts an op when it begins to prepare it
     p, q = UntypedStorage(MIB), UntypedStorage(MIB)
@@ -94,6 +95,19 @@ def test_what_is_fetched_unplanned_sends_away_what_is_used_last_if_that_is_known
     engine._room_for_fetch(MIB)
     away = [storage for storage in (p, q) if engine.manager.meet(storage).place is not Place.HERE]
     assert away == [q if is_known else p]
+
+
+@pytest.mark.parametrize(("stays", "away"), [(0, 1), (MIB, 2)])
+def test_where_the_heap_keeps_what_left_more_is_sent_away(
+    engine: Engine, meter: Reading, stays: int, away: int
+) -> None:
+    values = [UntypedStorage(MIB) for _ in range(4)]
+    for storage in values:
+        engine._touch(storage)
+    engine._tick += 1
+    meter.held = lambda: BUDGET - max(0, MIB * len(engine.manager.absent) - stays)
+    engine._make_room(MIB, "an op", engine._oldest)
+    assert len(engine.manager.absent) == away
 
 
 def test_what_is_on_its_way_in_has_its_room_already(

@@ -63,6 +63,8 @@ Execute = Callable[[OpOverload, tuple[Any, ...], dict[str, Any]], Any]
 
 _UNKNOWN_NEED = 1 << 20
 """Bytes to make room for when a failed allocation does not say how many it wanted."""
+_SPARE = 3
+"""Per cent of the budget that the promise leaves to the allocator, and to Python itself."""
 _UNPLANNED = 4 << 20
 """Bytes that a process takes now and then for what is no tensor."""
 _READING = frozenset(
@@ -555,6 +557,9 @@ class Engine:
         self.happened.fetch_seconds += time.perf_counter() - start
         if (lacking := self.room.still_lacking(nbytes)) > 0:
             self._evict(victims(), lacking)
+            # A heap does not give back the holes that small values leave.
+            if (lacking := self.room.still_lacking(nbytes)) > self.room.budget * _SPARE // 100:
+                self._evict(victims(), lacking)
 
     def _farthest(self, index: int) -> list[Resident]:
         """Following, before op `index` room is short although the plan says it is not: what is used
@@ -611,8 +616,7 @@ class Engine:
     def _overrun(self, lacking: int, op: str) -> None:
         if lacking > self.happened.overrun:
             self.happened.overrun, self.happened.overrun_op = lacking, op
-        # Three in a hundred is what the promise leaves to the allocator, and to Python itself.
-        if not self.tolerant and lacking > max(self.room.budget * 3 // 100, _UNPLANNED):
+        if not self.tolerant and lacking > max(self.room.budget * _SPARE // 100, _UNPLANNED):
             raise self._budget_error(lacking, op)
 
     def _budget_error(self, lacking: int, op: str) -> BudgetError:
@@ -678,6 +682,8 @@ class Engine:
                 resident = self._bound.get(transfer.value)
                 if resident is None:
                     return
+                if self._is_crowded(resident.held):
+                    return  # what reads the value brings it back, and makes room
                 after = [self._copies[one] for one in action.room if one in self._copies]
                 copy = self.manager.prefetch(resident, after)
                 if copy is not None:
@@ -697,6 +703,15 @@ class Engine:
                 raise AssertionError("runs are joined to passes, drops know their lineage")
             case _:
                 assert_never(action)
+
+    def _is_crowded(self, nbytes: int) -> bool:
+        """Has something that the plan does not know of taken its room for so many bytes?
+
+        What the step met before it was recorded may have grown, and a step that left its path and found
+        it again did not do all that the plan says.
+        """
+        most = self.room.budget * _SPARE // 100 + sum(one.moved for one in self.manager.leaving())
+        return self.room.lacking(nbytes) > most and self.room.still_lacking(nbytes) > most
 
     def _now(self) -> Moment:
         """For the log; without one, nobody asks."""
