@@ -20,7 +20,6 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.functional import cross_entropy
 
 from penstock.api import fit
 from penstock.record.settle import settle
@@ -36,8 +35,8 @@ __all__ = [
     "Compared",
     "apart",
     "blocks",
+    "both",
     "by_func",
-    "by_lbfgs",
     "by_sparse",
     "by_trainer",
     "compare",
@@ -209,16 +208,25 @@ def last_batches(epochs: int, steps: int) -> list[tuple[bool, StepReport]]:
     return [one for number, one in enumerate(found, start=1) if number % (steps + 1)]
 
 
+def both(
+    function: Callable[[str | None], tuple[list[str], list[StepReport]]], budget: str
+) -> tuple[list[str], list[str], list[StepReport]]:
+    """What a training comes to plainly, what it comes to in a session, and the reports of its steps."""
+    plain, _ = function(None)
+    gc.collect()
+    return plain, *function(budget)
+
+
 class Graph(nn.Module):
     """Convolutions over a graph of `ROWS` nodes, whose edges are a sparse matrix with learnt weights."""
 
     def __init__(self, layout: torch.layout) -> None:
         super().__init__()
-        edges = torch.randperm(ROWS * ROWS)[: 64 * ROWS].sort().values
+        edges = torch.randperm(ROWS * ROWS)[: 16 * ROWS].sort().values
         self.register_buffer("edges", torch.stack([edges // ROWS, edges % ROWS]))
-        even = torch.sparse_coo_tensor(self.edges, torch.ones(64 * ROWS), (ROWS, ROWS))
+        even = torch.sparse_coo_tensor(self.edges, torch.ones(16 * ROWS), (ROWS, ROWS))
         self.register_buffer("even", even.coalesce().to_sparse(layout=layout))
-        self.weights = nn.Parameter(torch.rand(64 * ROWS))
+        self.weights = nn.Parameter(torch.rand(16 * ROWS))
         self.nodes = nn.Embedding(2 * ROWS, WIDTH, sparse=True)
         self.layers = blocks(3)
 
@@ -226,12 +234,12 @@ class Graph(nn.Module):
         x = self.nodes(nodes)
         learnt = torch.sparse_coo_tensor(self.edges, self.weights, (ROWS, ROWS))
         for layer in self.layers:
-            x = layer(self.even @ x / 64 + torch.sparse.mm(learnt, x) / 64)
+            x = layer(self.even @ x / 16 + torch.sparse.mm(learnt, x) / 16)
         return x.square().mean()
 
 
 def by_sparse(
-    layout: torch.layout, budget: str | None, policy: str
+    layout: torch.layout, policy: str, budget: str | None
 ) -> tuple[list[str], list[StepReport]]:
     """What a graph network comes to whose gradients are sparse too, and the reports of its steps.
 
@@ -245,7 +253,7 @@ def by_sparse(
     optimizers = [torch.optim.SparseAdam(table), torch.optim.Adam(others)]
 
     with nullcontext() if budget is None else fit(budget, device="cpu", policy=policy) as session:
-        for _ in range(8):
+        for _ in range(6):
             for _ in range(2):
                 model(torch.randint(0, 2 * ROWS, (ROWS,))).backward()
             for optimizer in optimizers:
@@ -273,28 +281,6 @@ def by_func(budget: str | None) -> tuple[list[str], list[StepReport]]:
             for name, parameter in model.named_parameters():
                 parameter.grad = found[name].mean(0)
             optimizer.step()
-    return digest(model.parameters()), [] if session is None else session.reports
-
-
-def by_lbfgs(budget: str | None) -> tuple[list[str], list[StepReport]]:
-    """What L-BFGS comes to: its steps are loops over a history that grows, and no two are the same."""
-    settle()
-    torch.manual_seed(0)
-    width = 2 * WIDTH
-    layers = (nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(0.1)) for _ in range(8))
-    model = nn.Sequential(*layers, nn.Linear(width, 10))
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4)
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss: torch.Tensor = cross_entropy(model(rows), classes)
-        loss.backward()
-        return loss
-
-    with nullcontext() if budget is None else fit(budget, device="cpu") as session:
-        for _ in range(6):
-            rows, classes = torch.randn(ROWS, width), torch.randint(0, 10, (ROWS,))
-            optimizer.step(closure)
     return digest(model.parameters()), [] if session is None else session.reports
 
 
@@ -326,7 +312,7 @@ def by_trainer(budget: str | None) -> tuple[list[str], list[StepReport]]:
             per_device_train_batch_size=4,
             gradient_accumulation_steps=2,
             dataloader_num_workers=1,
-            max_steps=12,
+            max_steps=9,
             logging_steps=3,
             eval_strategy="steps",
             eval_steps=3,

@@ -12,15 +12,14 @@ import torch
 from torch import nn
 
 from penstock import session as sessions
+from penstock.dispatch import storage as storages
 from penstock.dispatch.resident import CAllocator, CpuMeter
 from penstock.engine import engine as engines
-from penstock.engine import lineage
 from penstock.engine.lanes import Copy, StreamLane
 from penstock.engine.residency import MountedTier
 from penstock.engine.tiers.host import HostStore
 from penstock.ir.text import parse
 from penstock.ir.trace import Trace
-from penstock.record import step as steps
 from penstock.record.step import Recording
 from penstock.session import Session
 from penstock.simulate.allocators import CudaSettings, allocations, cuda
@@ -81,7 +80,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch):
     ):
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(sessions, "device_of", lambda given: Card())
-    for module in (engines, lineage, steps):  # its tensors are the host's
+    for module in (engines, storages):  # its tensors are the host's
         monkeypatch.setattr(module, "lies_on", lambda one, device: one.device.type == "cpu")
     take = Copy.take_memory
     monkeypatch.setattr(Copy, "take_memory", lambda copy, device: take(copy, cpu))
@@ -178,7 +177,7 @@ def test_a_recorded_step_has_the_fragmentation_that_it_must_have() -> None:
 
 
 def test_a_storage_of_another_card_is_none_of_the_sessions(gpu: Gpu, monkeypatch) -> None:
-    for module in (engines, lineage, steps):
+    for module in (engines, storages):
         monkeypatch.setattr(module, "lies_on", lambda one, device: False)
     with Session("1GiB", tier="host", policy="swap-all") as session:
         train(3)

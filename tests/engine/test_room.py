@@ -110,6 +110,19 @@ def test_where_the_heap_keeps_what_left_more_is_sent_away(
     assert len(engine.manager.absent) == away
 
 
+def test_what_nobody_planned_leaves_no_room_to_fetch_ahead_unless_it_is_leaving(
+    engine: Engine, store: GatedStore, meter: Reading
+) -> None:
+    assert engine._is_crowded(MIB)
+    meter.held = lambda: BUDGET - MIB
+    assert not engine._is_crowded(MIB)
+    meter.held = lambda: BUDGET
+    store.writes.clear()
+    leaving = UntypedStorage(MIB)
+    engine.manager.evict(engine.manager.meet(leaving), "host")
+    assert not engine._is_crowded(MIB)
+
+
 def test_what_is_on_its_way_in_has_its_room_already(
     engine: Engine, store: GatedStore, meter: Reading
 ) -> None:

@@ -394,12 +394,14 @@ class Engine:
                 self._make_room(need, facts_of(func).name, lambda: self._farthest(index))
         sources: list[UntypedStorage] | None = None
         if instruction.reads or instruction.writes or instruction.captures:
-            sources = self._device_storages(args, kwargs)
+            sources = self._storages(tensors_in((args, kwargs)))
             for position, value in instruction.reads:
                 if position < len(sources):
                     self._bind(value, sources[position])
         written: list[UntypedStorage] = []
-        if instruction.writes:  # looked for before the call, which may give a sparse one others
+        if (
+            instruction.writes
+        ):  # before the call: `set_`, and what writes sparse ones, may give others
             written = self._storages(facts_of(func).written(args, kwargs))
         draw = draw_of(kwargs, self.device) if instruction.random else None
         if instruction.captures and sources is not None:
@@ -497,7 +499,7 @@ class Engine:
         if self._absent or self._ahead:
             self._attend(args, kwargs)
             self._heed_writes(func, args, kwargs)
-        sources = self._device_storages(args, kwargs)
+        sources = self._storages(tensors_in((args, kwargs)))
         keys = {key_of(storage) for storage in sources}
         self._in_use = keys
         need = output_bytes(func, facts, args, kwargs, self.device)
@@ -985,15 +987,13 @@ class Engine:
         return None if resident is None else resident.ref()
 
     def _storages(self, tensors: Iterable[Tensor]) -> list[UntypedStorage]:
-        """Those on the device, each once, in the recorder's order."""
-        return _unique(map(storage_of, components_on(tensors, self.device)))
-
-    def _device_storages(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> list[UntypedStorage]:
-        """The storages of the arguments."""
-        found = self._storages(tensors_in((args, kwargs)))
-        return [storage for storage in found if nbytes_of(storage)]
+        """Those on the device that are not empty, each once: in the recorder's order."""
+        found = {
+            key_of(storage): storage
+            for storage in map(storage_of, components_on(tensors, self.device))
+            if nbytes_of(storage)
+        }
+        return list(found.values())
 
     def _keys(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int]:
         found = components_on(tensors_in((args, kwargs)), self.device)
@@ -1055,10 +1055,6 @@ def _shortcut(engine: Engine) -> Callable[..., Any]:
 
 def _call(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
-
-
-def _unique(storages: Iterable[UntypedStorage]) -> list[UntypedStorage]:
-    return list({key_of(storage): storage for storage in storages}.values())
 
 
 _WANTED_CPU = re.compile(r"you tried to allocate (\d+) bytes")
