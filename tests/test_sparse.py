@@ -12,8 +12,7 @@ from runs import apart, both, by_sparse
     ("layout", "policy"),
     [
         (torch.sparse_coo, "auto"),
-        (torch.sparse_coo, "swap-all"),
-        (torch.sparse_csr, "dtr"),
+        (torch.sparse_csr, "swap-all"),
     ],
 )
 def test_a_graph_network_with_sparse_gradients_has_the_same_bits(

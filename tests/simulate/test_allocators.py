@@ -521,11 +521,14 @@ meter, tight = CpuMeter(), CAllocator()
 found = []
 for nbytes in json.loads(sys.argv[1]):
     torch.empty(nbytes, dtype=torch.uint8).fill_(1)
-    before = meter.resident()
-    block = torch.empty(nbytes, dtype=torch.uint8).fill_(1)
-    with_it = meter.resident()
-    del block
-    found.append((with_it - before, meter.resident() - before))
+    tries = []
+    for _ in range(3):  # Python may touch a page of its own, once
+        before = meter.resident()
+        block = torch.empty(nbytes, dtype=torch.uint8).fill_(1)
+        with_it = meter.resident()
+        del block
+        tries.append((with_it - before, meter.resident() - before))
+    found.append(min(tries))
 print(json.dumps(found))
 """
 
