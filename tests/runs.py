@@ -9,7 +9,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -209,12 +209,14 @@ def last_batches(epochs: int, steps: int) -> list[tuple[bool, StepReport]]:
 
 
 def both(
-    function: Callable[[str | None], tuple[list[str], list[StepReport]]], budget: str
+    train: Callable[[AbstractContextManager[Any]], list[str]], budget: str, **options: Any
 ) -> tuple[list[str], list[str], list[StepReport]]:
     """What a training comes to plainly, what it comes to in a session, and the reports of its steps."""
-    plain, _ = function(None)
+    settle()
+    plain = train(nullcontext())
     gc.collect()
-    return plain, *function(budget)
+    session = fit(budget, device="cpu", **options)
+    return plain, train(session), session.reports
 
 
 class Graph(nn.Module):
@@ -238,33 +240,28 @@ class Graph(nn.Module):
         return x.square().mean()
 
 
-def by_sparse(
-    layout: torch.layout, policy: str, budget: str | None
-) -> tuple[list[str], list[StepReport]]:
-    """What a graph network comes to whose gradients are sparse too, and the reports of its steps.
+def by_sparse(layout: torch.layout, session: AbstractContextManager[Any]) -> list[str]:
+    """What a graph network comes to whose gradients are sparse too.
 
     A step has two batches: the second sparse gradient is added to the first.
     """
-    settle()
     torch.manual_seed(0)
     model = Graph(layout)
-    table = [parameter for name, parameter in model.named_parameters() if name == "nodes.weight"]
-    others = [parameter for name, parameter in model.named_parameters() if name != "nodes.weight"]
-    optimizers = [torch.optim.SparseAdam(table), torch.optim.Adam(others)]
-
-    with nullcontext() if budget is None else fit(budget, device="cpu", policy=policy) as session:
+    table = model.nodes.weight
+    others = [parameter for parameter in model.parameters() if parameter is not table]
+    optimizers = [torch.optim.SparseAdam([table]), torch.optim.Adam(others)]
+    with session:
         for _ in range(6):
             for _ in range(2):
                 model(torch.randint(0, 2 * ROWS, (ROWS,))).backward()
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-    return digest(model.parameters()), [] if session is None else session.reports
+    return digest(model.parameters())
 
 
-def by_func(budget: str | None) -> tuple[list[str], list[StepReport]]:
+def by_func(session: AbstractContextManager[Any]) -> list[str]:
     """What a model comes to whose gradients `torch.func` takes, example by example."""
-    settle()
     torch.manual_seed(0)
     model = blocks(3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -275,24 +272,23 @@ def by_func(budget: str | None) -> tuple[list[str], list[StepReport]]:
 
     gradients = vmap(grad(loss), in_dims=(None, 0))
 
-    with nullcontext() if budget is None else fit(budget, device="cpu") as session:
+    with session:
         for _ in range(7):
             found = gradients(dict(model.named_parameters()), torch.randn(16, WIDTH))
             for name, parameter in model.named_parameters():
                 parameter.grad = found[name].mean(0)
             optimizer.step()
-    return digest(model.parameters()), [] if session is None else session.reports
+    return digest(model.parameters())
 
 
-def by_trainer(budget: str | None) -> tuple[list[str], list[StepReport]]:
-    """The parameters that transformers' `Trainer` comes to, and the reports of its steps if in a session.
+def by_trainer(session: AbstractContextManager[Any]) -> list[str]:
+    """The parameters that transformers' `Trainer` comes to.
 
     A step is two batches that a worker sends; there is a schedule, a limit of the norm, and every three
     steps a line in the log and an evaluation.
     """
     from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
 
-    settle()
     set_seed(0)
     config = GPT2Config(
         vocab_size=256,
@@ -322,9 +318,9 @@ def by_trainer(budget: str | None) -> tuple[list[str], list[StepReport]]:
             disable_tqdm=True,
         )
         trainer = Trainer(model, asked, train_dataset=examples, eval_dataset=examples[:8])
-        with nullcontext() if budget is None else fit(budget, device="cpu") as session:
+        with session:
             trainer.train()
-    return digest(model.parameters()), [] if session is None else session.reports
+    return digest(model.parameters())
 
 
 def files_mapped_by_a_step() -> int:

@@ -18,7 +18,7 @@ from runs import apart, both, by_sparse
 def test_a_graph_network_with_sparse_gradients_has_the_same_bits(
     layout: torch.layout, policy: str
 ) -> None:
-    plain, found, reports = apart(both, partial(by_sparse, layout, policy), "70%")
+    plain, found, reports = apart(both, partial(by_sparse, layout), "70%", policy=policy)
     assert found == plain
     assert [report.mode for report in reports].count("planned") >= 2
     if policy == "swap-all":

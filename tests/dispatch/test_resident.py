@@ -210,6 +210,15 @@ def test_living_tensors_are_counted_by_storage(device: str) -> None:
     assert live_tensor_bytes(torch.device(device)) == before
 
 
+@on_devices
+def test_of_a_sparse_tensor_the_indices_and_the_values_are_counted(device: str) -> None:
+    before = live_tensor_bytes(torch.device(device))
+    a = torch.eye(100, device=device).to_sparse()
+    assert live_tensor_bytes(torch.device(device)) - before == 100 * (8 + 8 + 4)
+    del a
+    assert live_tensor_bytes(torch.device(device)) == before
+
+
 def written(*stretches: tuple[int, int], nbytes: int = 16 * MIB, offset: int = 0) -> list[Part]:
     """What is held of fresh memory, `offset` bytes after a page boundary, of which this was written."""
     memory = mmap.mmap(-1, offset + nbytes)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import UntypedStorage
 
-from penstock.dispatch.storage import lies_on, nbytes_of
+from penstock.dispatch.storage import components_of, key_of, lies_on, nbytes_of, storage_of
 
 __all__ = [
     "CpuMeter",
@@ -356,10 +356,10 @@ def live_tensor_bytes(device: torch.device) -> int:
         # Asking an arbitrary object for its class may run code of its own; `type` does not.
         if issubclass(type(found), torch.Tensor) and lies_on(found, device):
             try:
-                storage = found.untyped_storage()
-                storages[storage._cdata] = nbytes_of(storage)
+                for storage in map(storage_of, components_of(found)):
+                    storages[key_of(storage)] = nbytes_of(storage)
             except (NotImplementedError, RuntimeError):
-                continue  # sparse tensors and the like have no storage of their own
+                continue  # some stand for a tensor and have no storage
     return sum(storages.values())
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-__all__ = ["TRAINING_ARGUMENT", "Facts", "facts_of", "is_sparse", "tensors_in"]
+from penstock.dispatch.storage import is_sparse
+
+__all__ = ["TRAINING_ARGUMENT", "Facts", "facts_of", "tensors_in"]
 
 aten = torch.ops.aten
 
@@ -72,11 +74,6 @@ class Facts:
         if self.secret_writes and args[TRAINING_ARGUMENT]:
             return [None if i in self.secret_writes else a for i, a in enumerate(args)]
         return list(args)
-
-
-def is_sparse(given: Any) -> bool:
-    """Is it a tensor that has no storage of its own?"""
-    return isinstance(given, Tensor) and given.layout is not torch.strided
 
 
 @cache

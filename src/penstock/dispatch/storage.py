@@ -31,6 +31,7 @@ __all__ = [
     "components_on",
     "give_bytes",
     "has_bytes",
+    "is_sparse",
     "key_of",
     "lies_on",
     "nbytes_of",
@@ -67,6 +68,11 @@ def lies_on(tensor: Tensor | UntypedStorage, device: torch.device) -> bool:
     if there.type != device.type:
         return False
     return there.index == device.index or there.index is None or device.index is None
+
+
+def is_sparse(given: Any) -> bool:
+    """Is it a tensor that has no storage of its own?"""
+    return isinstance(given, Tensor) and given.layout is not torch.strided
 
 
 def components_of(tensor: Tensor) -> Sequence[Tensor]:

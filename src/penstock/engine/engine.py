@@ -25,11 +25,12 @@ from torch._ops import OpOverload
 from penstock.dispatch.clock import Clock, in_backward
 from penstock.dispatch.generators import draw_of, rewind
 from penstock.dispatch.resident import CAllocator, Meter
-from penstock.dispatch.schema import facts_of, is_sparse, tensors_in
+from penstock.dispatch.schema import facts_of, tensors_in
 from penstock.dispatch.storage import (
     CAN_SWAP,
     components_of,
     components_on,
+    is_sparse,
     key_of,
     lies_on,
     nbytes_of,
@@ -63,8 +64,6 @@ Execute = Callable[[OpOverload, tuple[Any, ...], dict[str, Any]], Any]
 
 _UNKNOWN_NEED = 1 << 20
 """Bytes to make room for when a failed allocation does not say how many it wanted."""
-_SPARE = 3
-"""Per cent of the budget that the promise leaves to the allocator, and to Python itself."""
 _UNPLANNED = 4 << 20
 """Bytes that a process takes now and then for what is no tensor."""
 _READING = frozenset(
@@ -300,7 +299,7 @@ class Engine:
         facts = facts_of(func)
         if facts.makes_view(args):
             if CAN_SWAP:
-                if args and isinstance(args[0], Tensor):
+                if args and isinstance(args[0], Tensor):  # whose layout the shortcut asks for
                     self._views.add(id(func))  # hashing `func` itself is a call
             elif self._absent:
                 self._attend(args, kwargs)
@@ -399,9 +398,8 @@ class Engine:
                 if position < len(sources):
                     self._bind(value, sources[position])
         written: list[UntypedStorage] = []
-        if (
-            instruction.writes
-        ):  # before the call: `set_`, and what writes sparse ones, may give others
+        if instruction.writes:
+            # Before the call: `set_`, and what writes sparse tensors, may give them other storages.
             written = self._storages(facts_of(func).written(args, kwargs))
         draw = draw_of(kwargs, self.device) if instruction.random else None
         if instruction.captures and sources is not None:
@@ -543,6 +541,11 @@ class Engine:
 
     # -- keeping the budget ------------------------------------------------------------------
 
+    @property
+    def _spare(self) -> int:
+        """Bytes that the promise leaves to the allocator, and to Python itself."""
+        return self.room.budget * 3 // 100
+
     def _make_room(self, nbytes: int, op: str, victims: Callable[[], list[Resident]]) -> None:
         """Evict `victims`, first come first gone, until `nbytes` more fit; if none are left, overrun."""
         self._clear(nbytes, victims)
@@ -560,7 +563,7 @@ class Engine:
         if (lacking := self.room.still_lacking(nbytes)) > 0:
             self._evict(victims(), lacking)
             # A heap does not give back the holes that small values leave.
-            if (lacking := self.room.still_lacking(nbytes)) > self.room.budget * _SPARE // 100:
+            if (lacking := self.room.still_lacking(nbytes)) > self._spare:
                 self._evict(victims(), lacking)
 
     def _farthest(self, index: int) -> list[Resident]:
@@ -618,7 +621,7 @@ class Engine:
     def _overrun(self, lacking: int, op: str) -> None:
         if lacking > self.happened.overrun:
             self.happened.overrun, self.happened.overrun_op = lacking, op
-        if not self.tolerant and lacking > max(self.room.budget * _SPARE // 100, _UNPLANNED):
+        if not self.tolerant and lacking > max(self._spare, _UNPLANNED):
             raise self._budget_error(lacking, op)
 
     def _budget_error(self, lacking: int, op: str) -> BudgetError:
@@ -712,7 +715,7 @@ class Engine:
         What the step met before it was recorded may have grown, and a step that left its path and found
         it again did not do all that the plan says.
         """
-        most = self.room.budget * _SPARE // 100 + sum(one.moved for one in self.manager.leaving())
+        most = self._spare + sum(one.moved for one in self.manager.leaving())
         return self.room.lacking(nbytes) > most and self.room.still_lacking(nbytes) > most
 
     def _now(self) -> Moment:
@@ -912,10 +915,10 @@ class Engine:
             return
         if isinstance(reached, UntypedStorage):
             storage = reached
-        elif reached.layout is torch.strided:
-            storage = storage_of(reached)
-        else:
+        elif is_sparse(reached):
             return
+        else:
+            storage = storage_of(reached)
         with self._lock:
             self._let_in(storage, door)
 
@@ -996,8 +999,7 @@ class Engine:
         return list(found.values())
 
     def _keys(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int]:
-        found = components_on(tensors_in((args, kwargs)), self.device)
-        return {key_of(storage_of(tensor)) for tensor in found}
+        return {key_of(storage) for storage in self._storages(tensors_in((args, kwargs)))}
 
     # -- the end -----------------------------------------------------------------------------
 

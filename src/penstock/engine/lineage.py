@@ -20,7 +20,7 @@ from torch._ops import OpOverload
 
 from penstock.dispatch.generators import Draw, replaying
 from penstock.dispatch.schema import Facts, tensors_in
-from penstock.dispatch.storage import components_on, key_of, nbytes_of, storage_of
+from penstock.dispatch.storage import components_on, is_sparse, key_of, nbytes_of, storage_of
 from penstock.engine.watch import Moment
 from penstock.errors import InternalError
 from penstock.ir.trace import Op, ValueId
@@ -89,7 +89,7 @@ class _Indescribable(Exception):
 
 def _describe(given: Any, values: dict[int, ValueId]) -> Any:
     if isinstance(given, Tensor):
-        if given.layout is not torch.strided or given.is_conj() or given.is_neg():
+        if is_sparse(given) or given.is_conj() or given.is_neg():
             raise _Indescribable
         storage = storage_of(given)
         if (value := values.get(key_of(storage))) is None:

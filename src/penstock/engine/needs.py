@@ -9,8 +9,15 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from penstock.dispatch.generators import draw_of, rewind
-from penstock.dispatch.schema import Facts, is_sparse, tensors_in
-from penstock.dispatch.storage import components_of, components_on, key_of, nbytes_of, storage_of
+from penstock.dispatch.schema import Facts, tensors_in
+from penstock.dispatch.storage import (
+    components_of,
+    components_on,
+    is_sparse,
+    key_of,
+    nbytes_of,
+    storage_of,
+)
 
 __all__ = ["output_bytes"]
 

@@ -21,8 +21,15 @@ from torch.optim import Optimizer
 
 from penstock.dispatch.clock import in_backward
 from penstock.dispatch.resident import bytes_of, parts_held
-from penstock.dispatch.schema import Facts, facts_of, is_sparse, tensors_in
-from penstock.dispatch.storage import StorageRef, components_on, key_of, nbytes_of, storage_of
+from penstock.dispatch.schema import Facts, facts_of, tensors_in
+from penstock.dispatch.storage import (
+    StorageRef,
+    components_on,
+    is_sparse,
+    key_of,
+    nbytes_of,
+    storage_of,
+)
 from penstock.ir.trace import Kind, Op, OpIndex, Phase, StorageId, Trace, Value, ValueId
 from penstock.record.measure import Cost, Stopwatch, dtype_of, flops_of, moved_bytes
 from penstock.record.modules import ModulePaths
