@@ -146,6 +146,7 @@ class Session:
             may_keep = self._allocator is not None and self._allocator.may_keep
             machine = describe(self.device, facts, may_keep_freed=may_keep)
             self._planner = Planner(self.policy, machine)
+            # What a tier beside a CPU fills is a tensor too.
             base = self.meter.resident() - (live_tensor_bytes(self.device) if on_cpu else 0)
             self.engine = Engine(
                 self.device,
@@ -231,7 +232,7 @@ class Session:
         else:
             self.engine.room.return_freed()
         self._await_device()
-        self.meter.reset_peak()
+        self.engine.room.reset_peak()
         self._began = time.perf_counter()
         self._planned_for = 0.0 if self._ended is None else self._began - self._ended
 
@@ -257,8 +258,7 @@ class Session:
         self._await_device()
         self._ended = time.perf_counter()
         seconds = self._ended - self._began
-        beside = self.engine.room.base + self.engine.room.footprint()
-        peak, needed = self.meter.peak() - beside, self.meter.needed() - beside
+        peak, needed = self.engine.room.peak(), self.engine.room.needed()
         happened = self.engine.happened
         is_planned = self.engine.is_following and not happened.fell_back
         followed = self.engine.program if is_planned else None

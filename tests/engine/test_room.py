@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import UntypedStorage
 
-from gates import GatedStore
-from penstock.dispatch.resident import CAllocator
+from gates import GatedStore, managing
+from penstock.dispatch.resident import CAllocator, CpuMeter
 from penstock.engine.engine import Engine
 from penstock.engine.lanes import ThreadLane
 from penstock.engine.program import Program, compile_program
 from penstock.engine.residency import MountedTier, Place
+from penstock.engine.room import Room
 from penstock.ir.machine import Device, Machine
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Problem
@@ -246,3 +247,24 @@ def test_before_anything_is_evicted_what_is_held_and_free_is_given_back(
     engine._make_room(MIB, "an op", engine._oldest)
     assert given_back == [MIB]
     assert engine.manager.meet(kept).place is Place.HERE
+
+
+def test_what_a_tier_fills_is_not_the_steps(engine: Engine, store: GatedStore) -> None:
+    store.reserve(MIB)
+    engine.room.begin_here()
+    assert engine.room.used() == engine.room.peak() == 0
+    store.reserve(store.footprint())
+    assert engine.room.used() == engine.room.peak() == 0
+
+
+def test_a_peak_stands_when_a_tier_fills_more_after_it() -> None:
+    with managing(CPU) as (manager, store):
+        room = Room(CPU, manager, BUDGET, CpuMeter(), 0)
+        room.begin_here()
+        torch.ones(64 * MIB, dtype=torch.uint8)  # and gone
+        store.reserve(128 * MIB)
+        assert room.used() < MIB
+        for most in (room.peak(), room.needed()):
+            assert 63 * MIB < most < 65 * MIB
+        room.reset_peak()
+        assert room.peak() < MIB

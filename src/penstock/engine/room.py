@@ -14,7 +14,8 @@ __all__ = ["Room"]
 class Room:
     """The account of one device under a budget.
 
-    `base` is what `meter` reads when no tensor lives on the device: the budget counts from there.
+    `base` is what `meter` reads when no tensor lives on the device and no tier fills any of it: the
+    budget counts from there.
     `allocator` may keep what is freed; it has to give it back before anything is evicted for want of
     room. On a GPU there is none: its own allocator keeps what is freed, and counts it as free.
     """
@@ -33,6 +34,9 @@ class Room:
         self._manager, self._allocator = manager, allocator
         self._spare = 0  # bytes missing, from which what is free and kept goes back; mostly below 0
         self._held_before = 0  # bytes, when the allocator began to keep
+        self._peak = self._needed = 0  # bytes, while the tiers filled less than they do now
+        for tier in manager.tiers.values():
+            tier.store.before_growth = self._note_peak
 
     def used(self) -> int:
         """Bytes that the device holds for this session now."""
@@ -48,10 +52,27 @@ class Room:
             return self.used()
         return self._held_before + self._allocator.grown()
 
+    def peak(self) -> int:
+        """The most bytes that the device held for this session since `reset_peak`."""
+        return max(self._peak, self.meter.peak() - self.base - self.footprint())
+
+    def needed(self) -> int:
+        """The most bytes `used` since `reset_peak`: not what a GPU's allocator could have given back."""
+        return max(self._needed, self.meter.needed() - self.base - self.footprint())
+
+    def reset_peak(self) -> None:
+        self._peak = self._needed = 0
+        self.meter.reset_peak()
+
+    def _note_peak(self) -> None:
+        """What the meter read so far was beside a smaller footprint."""
+        self._peak, self._needed = self.peak(), self.needed()
+        self.meter.reset_peak()
+
     def begin_here(self) -> None:
         """What is held now is no more the step's."""
-        self.base = self.meter.used()
-        self.meter.reset_peak()
+        self.base = self.meter.used() - self.footprint()
+        self.reset_peak()
 
     def lacking(self, nbytes: int) -> int:
         """How many bytes are missing, if `nbytes` more are taken and what is on its way in arrives."""

@@ -20,6 +20,8 @@ class TierStore(Protocol):
     """One tier. `reserve` and `release` are called by one thread, copies by the tier's lanes."""
 
     name: str
+    before_growth: Callable[[], None]
+    """Called before `footprint` grows."""
 
     def reserve(self, nbytes: int) -> Extent:
         """Space for `nbytes`. Raises `TierError` if the tier is full."""

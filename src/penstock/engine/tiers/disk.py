@@ -59,6 +59,7 @@ class DiskStore:
         self.capacity = free_bytes(self.directory) if capacity is None else capacity
         self._file, self.is_direct = _open_nameless(self.directory)
         self._extents = Extents(_BLOCK)
+        self.before_growth: Callable[[], None] = lambda: None  # of a footprint that is always 0
         # One for each lane and one for the probe, resident from the start: before the budget counts.
         self._bounces = [_resident_block(_BOUNCE) for _ in range(3)]
         self._local = threading.local()

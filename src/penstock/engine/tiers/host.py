@@ -34,6 +34,7 @@ class HostStore:
 
     def __init__(self, device: torch.device, capacity: int | None = None) -> None:
         self._device = device
+        self.before_growth: Callable[[], None] = lambda: None
         self.capacity = (
             psutil.virtual_memory().available * 9 // 10 if capacity is None else capacity
         )
@@ -110,6 +111,8 @@ class HostStore:
                 "or add a disk with --tier disk:DIRECTORY."
             )
         pinned = self._device.type == "cuda"
+        if not pinned:
+            self.before_growth()
         memory = torch.empty(slab, dtype=torch.uint8, pin_memory=pinned)
         if not pinned:
             memory.fill_(0)  # so that all of it is resident, as `footprint` says
