@@ -220,11 +220,12 @@ def test_a_path_that_is_no_directory_is_a_usage_error(tmp_path: Path) -> None:
         DiskStore(str(tmp_path / "file"))
 
 
-def test_a_probe_leaves_nothing_in_use(tmp_path: Path) -> None:
-    store = DiskStore(str(tmp_path), 64 * MIB)
+@pytest.mark.parametrize("capacity", [4096, 5 * MIB + 1, 64 * MIB])
+def test_a_probe_leaves_nothing_in_use(tmp_path: Path, capacity: int) -> None:
+    store = DiskStore(str(tmp_path), capacity)
     facts = store.probe()
     assert facts.name == "disk"
-    assert facts.capacity == 64 * MIB
+    assert facts.capacity == capacity
     assert facts.write.bandwidth > 0
     assert facts.read.bandwidth > 0
     assert store.used() == store.footprint() == 0

@@ -98,10 +98,11 @@ def test_a_cancelled_write_says_so() -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_probe_leaves_nothing_in_use(device: str) -> None:
-    store = HostStore(torch.device(device), 600 * MIB)
+@pytest.mark.parametrize("capacity", [5000, 20 * MIB, 600 * MIB])
+def test_a_probe_leaves_nothing_in_use(device: str, capacity: int) -> None:
+    store = HostStore(torch.device(device), capacity)
     facts = store.probe()
-    assert facts.capacity == 600 * MIB
+    assert facts.capacity == capacity
     assert facts.write.bandwidth > 0
     assert facts.read.bandwidth > 0
     assert store.used() == 0

@@ -11,12 +11,11 @@ from torch import UntypedStorage
 from penstock.dispatch.resident import whole
 from penstock.dispatch.storage import byte_view, nbytes_of
 from penstock.engine.extents import Extent
-from penstock.engine.tiers import TierStore
+from penstock.engine.tiers import TierStore, probe_bytes
 from penstock.ir.machine import Tier
 
 __all__ = ["with_drag"]
 
-_BLOCK = 64 << 20
 _SECONDS = 0.4
 """Of each measurement."""
 _ROUNDS = 3
@@ -28,7 +27,8 @@ def with_drag(store: TierStore, facts: Tier) -> Tier:
 
     Writes and reads take turns, so the drag is their mean; the median of a few rounds.
     """
-    extent, block = store.reserve(_BLOCK), UntypedStorage(_BLOCK)
+    nbytes = probe_bytes(facts.capacity)
+    extent, block = store.reserve(nbytes), UntypedStorage(nbytes)
     byte_view(block).fill_(1)
     try:
         lost = median(_share_lost(store, extent, block) for _ in range(_ROUNDS))

@@ -9,7 +9,15 @@ from penstock.dispatch.resident import Part
 from penstock.engine.extents import Extent
 from penstock.ir.machine import Tier as TierFacts
 
-__all__ = ["Cancelled", "TierStore"]
+__all__ = ["Cancelled", "TierStore", "probe_bytes"]
+
+_PROBE = 64 << 20
+_PAGE = 4096
+
+
+def probe_bytes(capacity: int) -> int:
+    """With how many bytes a tier of `capacity` is measured."""
+    return max(_PAGE, min(_PROBE, capacity // _PAGE * _PAGE))
 
 
 class Cancelled(Exception):

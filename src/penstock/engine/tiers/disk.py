@@ -25,7 +25,7 @@ from torch import UntypedStorage
 from penstock.dispatch.resident import Part, whole
 from penstock.dispatch.storage import address_of, byte_view
 from penstock.engine.extents import Extent, Extents
-from penstock.engine.tiers import Cancelled
+from penstock.engine.tiers import Cancelled, probe_bytes
 from penstock.errors import TierError, UsageError, mib
 from penstock.ir.machine import Link
 from penstock.ir.machine import Tier as TierFacts
@@ -38,7 +38,6 @@ _CHUNK = 8 << 20
 _BOUNCE = 1 << 20
 """Bytes of a bounce buffer: few, since they are part of what the process holds."""
 _GROWTH = 256 << 20
-_PROBE = 64 << 20
 
 
 def free_bytes(directory: str) -> int:
@@ -102,10 +101,10 @@ class DiskStore:
                 window.deliver()
 
     def probe(self) -> TierFacts:
-        extent = self.reserve(_PROBE)
-        block = UntypedStorage(_PROBE)
+        nbytes = probe_bytes(self.capacity)
+        extent, block = self.reserve(nbytes), UntypedStorage(nbytes)
         byte_view(block).fill_(1)
-        parts = whole(_PROBE)
+        parts = whole(nbytes)
         self.write(block, extent, parts)  # the first write of new blocks is the slowest
         begin = time.perf_counter()
         self.write(block, extent, parts)
@@ -113,7 +112,7 @@ class DiskStore:
         self.read(extent, block, parts)
         read = time.perf_counter()
         self.release(extent)
-        links = Link(_PROBE / (written - begin)), Link(_PROBE / (read - written))
+        links = Link(nbytes / (written - begin)), Link(nbytes / (read - written))
         return TierFacts(self.name, self.capacity, *links)
 
     def close(self) -> None:

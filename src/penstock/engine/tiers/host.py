@@ -15,7 +15,7 @@ from torch import Tensor, UntypedStorage
 from penstock.dispatch.resident import Part, whole
 from penstock.dispatch.storage import byte_view, nbytes_of
 from penstock.engine.extents import Extent, Extents
-from penstock.engine.tiers import Cancelled
+from penstock.engine.tiers import Cancelled, probe_bytes
 from penstock.errors import TierError, mib
 from penstock.ir.machine import Link
 from penstock.ir.machine import Tier as TierFacts
@@ -24,7 +24,6 @@ __all__ = ["HostStore"]
 
 _ALIGNMENT = 512
 _SLAB = {"cuda": 256 << 20, "cpu": 16 << 20}
-_PROBE = 64 << 20
 
 
 class HostStore:
@@ -77,12 +76,12 @@ class HostStore:
             here[begin:end].copy_(there[begin:end], non_blocking=True)
 
     def probe(self) -> TierFacts:
-        extent = self.reserve(_PROBE)
-        block = UntypedStorage(_PROBE, device=self._device)
+        nbytes = probe_bytes(self.capacity)
+        extent, block = self.reserve(nbytes), UntypedStorage(nbytes, device=self._device)
         links: list[Link] = []
         copies: tuple[Callable[[], None], ...] = (
-            lambda: self.write(block, extent, whole(_PROBE)),
-            lambda: self.read(extent, block, whole(_PROBE)),
+            lambda: self.write(block, extent, whole(nbytes)),
+            lambda: self.read(extent, block, whole(nbytes)),
         )
         for copy in copies:
             copy()
@@ -90,7 +89,7 @@ class HostStore:
             start = time.perf_counter()
             copy()
             self._synchronize()
-            links.append(Link(_PROBE / (time.perf_counter() - start)))
+            links.append(Link(nbytes / (time.perf_counter() - start)))
         self.release(extent)
         write, read = links
         return TierFacts(self.name, self.capacity, write, read)
