@@ -12,7 +12,7 @@ Inferred  A block ends where at most `width` forward values cross; widths 1 to `
           saved. What is held beside the chain (gradients grow as backward goes) is charged to each
           block's backward and to the passes before it. Bytes are counted in `units` parts of the
           budget, and are rough: of the programme's schedules for all budgets, the fastest that fits
-          when it is simulated is taken.
+          when it is simulated is taken. If none does, it plans for less room, up to `again` times.
 Symbols   cw: `input`; cbw: `saved`; fwd_tmp, bwd_tmp, ff_tmp: `*_scratch`; ff_fw: `passing`.
 Reads     The trace with its seconds, the budget.
 """
@@ -44,6 +44,7 @@ class Rotor:
     units: int = 300  # parts into which the budget's bytes are counted
     blocks: int = 60
     widths: int = 3
+    again: int = 3  # times to plan for less room, if what was found does not fit
     time_limit: float = 60.0  # seconds
     smallest: int = MOVABLE_FROM  # bytes: smaller values are kept
     accounting: Accounting = "ours"
@@ -62,8 +63,16 @@ class Rotor:
         if Pressure(problem).is_relieved:
             return problem.given
         deadline = time.monotonic() + self.time_limit
-        plan = best(problem, self.candidates(problem, deadline)).plan
-        return replace(plan, cut_short=plan.cut_short or time.monotonic() > deadline)
+        found = best(problem, self.candidates(problem, deadline))
+        room = problem.budget
+        for _ in range(self.again):
+            room -= found.shortfall
+            if not found.shortfall or room <= 0:
+                break
+            tighter = self.candidates(replace(problem, budget=room), deadline)
+            found = best(problem, [found.plan, *tighter])
+        cut_short = found.plan.cut_short or time.monotonic() > deadline
+        return replace(found.plan, cut_short=cut_short)
 
     def candidates(self, problem: Problem, deadline: float) -> Iterator[Plan]:
         yield problem.given
