@@ -219,6 +219,23 @@ def both(
     return plain, train(session), session.reports
 
 
+def by_batches(session: AbstractContextManager[Any]) -> list[str]:
+    """The losses and parameters of a training whose batches are all of different sizes."""
+    torch.manual_seed(0)
+    model = blocks(6)
+    optimizer = torch.optim.AdamW(model.parameters())
+    losses = []
+    with session:
+        for step in range(36):
+            rows = ROWS - step * 559 % (3 * ROWS // 4)
+            loss = model(torch.randn(rows, WIDTH)).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+    return digest([*losses, *model.parameters()])
+
+
 class Graph(nn.Module):
     """Convolutions over a graph of `ROWS` nodes, whose edges are a sparse matrix with learnt weights."""
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (its name everywhere)
 from torch.utils.data import DataLoader, TensorDataset
 
-from penstock.session import Session
-from runs import ROWS, WIDTH, apart, blocks, digest, last_batches, settle, trained
+from penstock.session import Session, StepReport
+from runs import ROWS, WIDTH, apart, blocks, both, by_batches, digest, last_batches, settle, trained
 
 
 def session_in(directory: Path, policy: str = "auto") -> Session:
@@ -69,6 +69,38 @@ def test_steps_that_are_all_different_are_not_recorded_for_ever(tmp_path: Path) 
     session = session_in(tmp_path)
     modes = trained(session, 24, lambda step: ROWS - 8 * step, lambda step: step % 3 == 0)
     assert modes[-10:].count("recorded") <= 1
+
+
+def test_a_smaller_step_than_any_known_one_follows_the_plan_of_the_next_larger(
+    tmp_path: Path,
+) -> None:
+    rows = [*[ROWS] * 7, *[3 * ROWS // 4] * 7, *[5 * ROWS // 8] * 2, 7 * ROWS // 8]
+    followed = []
+
+    def look(_: StepReport) -> None:
+        program = session.engine.program
+        followed.append(program and program.marked_sizes[0])
+
+    session = Session("70%", device="cpu", tier=f"disk:{tmp_path}", on_step=look)
+    modes = trained(session, len(rows), lambda step: rows[step])
+    assert modes[6:9] == ["planned", "adapted", "recorded"]
+    for step, row in ((7, ROWS), (14, 3 * ROWS // 4), (16, ROWS)):
+        assert modes[step] == "adapted"
+        report = session.reports[step]
+        assert followed[step] == row * WIDTH * 4
+        assert report.predicted_peak is None and report.peak < session.reports[6].peak
+
+
+@pytest.mark.parametrize("policy", ["auto", "chen", "swap-all"])
+def test_batches_that_are_all_different_have_plans_and_the_bits_of_plain_pytorch(
+    policy: str,
+) -> None:
+    bits, others, reports = apart(both, by_batches, "70%", policy=policy)
+    assert bits == others
+    late = [report.mode for report in reports[-16:]]
+    assert late.count("adapted") + late.count("planned") >= 12
+    most = max(report.peak for report in reports if report.mode == "recorded")
+    assert max(report.peak for report in reports[-16:]) < 0.95 * most
 
 
 class TwoInputs(nn.Module):

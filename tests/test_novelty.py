@@ -63,7 +63,24 @@ def test_steps_that_are_all_different_are_recorded_ever_more_seldom() -> None:
             novelty.passed()
             novelty.changed(begun_alike=False)
     waits = [later - before for before, later in pairwise(recorded)]
-    assert waits == sorted(waits) and waits[-1] == 65 and len(recorded) < 10
+    assert waits == sorted(waits) and waits[-1] == 65 and len(recorded) < 15
+
+
+def test_what_is_nearly_as_large_as_a_known_one_is_new_only_among_the_first() -> None:
+    novelty = learnt()
+    recorded = 0
+    while novelty.alike == 1.0:
+        novelty.adapted(0.9)
+        assert novelty.is_due
+        novelty.recorded(known=False)
+        recorded += 1
+    assert recorded == 5
+    for _ in range(100):
+        novelty.adapted(0.9)
+    assert not novelty.is_due
+    for _ in range(2):
+        novelty.adapted(0.6)
+    assert novelty.is_due
 
 
 def learnt() -> Novelty:

@@ -12,6 +12,8 @@ _LOOKED_AT = 4
 _AT_ONCE, _AT_MOST = 4, 64
 """Kinds of step that are recorded when they come; of later ones more and more are let pass before, up to
 so many."""
+_NEAR = 0.75
+"""Of the sizes of a known kind, the share with which a step is then no new kind: it follows its plan."""
 
 
 @dataclass(slots=True)
@@ -28,6 +30,16 @@ class Novelty:
         """A step was recorded: as a new one, or, looked at from its beginning, it proved to be `known`."""
         self.looked_at = max(0, self.looked_at - 1) if known else 0
         self.is_due = self.looked_at > 0
+
+    @property
+    def alike(self) -> float:
+        """Of a known kind's sizes, the share with which a step passes for it, and is not recorded."""
+        return 1.0 if self._found <= _AT_ONCE else _NEAR
+
+    def adapted(self, likeness: float) -> None:
+        """A step had this share of the sizes of a known kind, and followed its plan."""
+        if likeness < self.alike:
+            self.changed(begun_alike=False)
 
     def passed(self) -> None:
         """A step ran that was not recorded."""
@@ -50,4 +62,6 @@ class Novelty:
             self.looked_at = _LOOKED_AT if begun_alike else 0
             self._strays = 0
             self._found += 1
-            self._patience = min(1 << self._found, _AT_MOST) if self._found > _AT_ONCE else 0
+            self._patience = (
+                min(1 << self._found - _AT_ONCE, _AT_MOST) if self._found > _AT_ONCE else 0
+            )

@@ -79,6 +79,7 @@ class Course:
     # Seconds of steps of the plan in force, run as they will be from now on.
     calm: list[float] = field(default_factory=list)
     idle: int = 0  # steps of other shapes since one of this
+    has_adapted: bool = False  # did a smaller step follow it, and tell how fast the links are?
     # Of the steps that came after one of this shape of late, those of each.
     successors: "dict[Course, float]" = field(default_factory=dict)
     # Whose plans may yet be tried, by name; None: nothing has settled.
@@ -186,13 +187,14 @@ class Planner:
     def course_of(self, program: Program | None) -> Course | None:
         return next((course for course in self.courses if course.program is program), None)
 
-    def passed(self, course: Course, *, late: bool = False) -> None:
-        """A step of `course` was followed; `late`: not from its beginning, which teaches nothing."""
+    def passed(self, course: Course | None, *, teaches: bool) -> None:
+        """A step was not recorded, but followed `course`, or none; is that one measured by it?"""
         for other in self.courses:
             other.idle += 1
-        if not late:
-            course.idle = 0
-        self._came(course)
+        if course is not None:
+            if teaches:
+                course.idle = 0
+            self._came(course)
 
     def _came(self, course: Course) -> None:
         """The last step was one of `course`."""
@@ -222,6 +224,12 @@ class Planner:
         self.machine = log.rates(self.machine)
         more = unforeseen if lacked else needed - measured.peak
         self._plan_again(course, course.slack + more, budget, keep=not (is_first or unforeseen))
+
+    def adapt(self, course: Course, log: Log, budget: int) -> None:
+        """A smaller step followed `course`, and tells of the links what its own would."""
+        course.has_adapted = True
+        self.machine = log.rates(self.machine)
+        self._plan_again(course, course.slack, budget, keep=False)
 
     def settle(self, course: Course, budget: int) -> list[str]:
         """A few steps of `course` ran as later ones will: is another plan faster?

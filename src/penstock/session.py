@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from torch._ops import OpOverload
@@ -51,12 +51,15 @@ from penstock.solve.best import Outcome
 __all__ = ["Session", "StepReport", "device_of"]
 
 
+Mode: TypeAlias = Literal["recorded", "planned", "adapted", "on demand"]
+
+
 @dataclass(frozen=True)
 class StepReport:
     """What one step took. Bytes count above what the process held when the budget took effect."""
 
     number: int
-    mode: Literal["recorded", "planned", "on demand"]
+    mode: Mode  # `adapted`: by the plan of a larger step, which foretells nothing of this one
     seconds: float
     peak: int
     planning_seconds: float = 0.0  # spent before it: to plan, and to move to the plan's start
@@ -205,22 +208,27 @@ class Session:
         self._traffic = dict(self.engine.manager.statistics.traffic)
         courses = self._planner.courses
         self.engine.young = [course.program for course in courses if course.is_young]
-        awaited = any(course.is_awaited for course in courses)
+        likely = self._planner.likely()
         # Is nothing left that has all memory given back? Not what is to be recorded, as long as it may
         # be a known step: another one may come but once an epoch.
-        is_learnt = bool(courses) and not (awaited or self._novelty.looked_at)
+        is_learnt = likely is not None and not (likely.is_awaited or self._novelty.looked_at)
         self._is_calm = is_learnt and not self._novelty.is_due
         keeps = (
             is_learnt
             and all(course.recording.trace.is_dense for course in courses)
             and self.engine.room.may_keep_freed
         )
-        self._begin_likely()
+        if likely is not None and likely.program is not self.engine.program:
+            self._begin_as(likely)  # one change less on its way
         if self._novelty.is_due:
             self._recorder.open()
             self._recorder.begin()
             self.engine.tolerant = True
-            self.engine.begin_step(self._record, may_be_known=not self._novelty.looked_at)
+            self.engine.begin_step(
+                self._record,
+                may_be_known=not self._novelty.looked_at,
+                alike=self._novelty.alike,
+            )
         else:
             self._recorder.pause()
             # A young plan does not know yet how much the device holds beyond values.
@@ -235,12 +243,6 @@ class Session:
         self.engine.room.reset_peak()
         self._began = time.perf_counter()
         self._planned_for = 0.0 if self._ended is None else self._began - self._ended
-
-    def _begin_likely(self) -> None:
-        """Have the step begin with the shape that it is likely to have: one change less on its way."""
-        likely = self._planner.likely()
-        if likely is not None and likely.program is not self.engine.program:
-            self._begin_as(likely)
 
     def _begin_as(self, course: Course) -> None:
         others = [other.program for other in self._planner.courses if other is not course]
@@ -266,12 +268,14 @@ class Session:
         if log is not None and self.device.type == "cuda":  # the host did not wait, the device did
             happened.stalls = log.stalls()
         self.engine.end_step()
+        is_exact = happened.likeness == 1.0
+        mode: Mode = "on demand" if followed is None else "planned" if is_exact else "adapted"
         # Was it a known one, the next step is to be recorded instead.
         recorded = self._novelty.is_due and not self.engine.has_recognised
         moved = self.engine.manager.statistics.traffic.items()
         report = StepReport(
             len(self.reports) + 1,
-            "recorded" if recorded else "on demand" if followed is None else "planned",
+            "recorded" if recorded else mode,
             seconds,
             peak,
             self._planned_for,
@@ -283,14 +287,15 @@ class Session:
         )
         course = self._planner.course_of(followed)
         keeps = self.engine.room.keeps_freed
-        if followed is not None and course is not None:
+        if followed is not None:
+            report = replace(report, decisions=followed.plan.counts())
+        if mode == "planned" and followed is not None and course is not None:
             report = replace(
                 report,
                 predicted_seconds=course.foretold(keeps=keeps) * course.pace,
                 predicted_peak=course.foretold_peak(keeps=keeps),
                 simulated_peak=followed.predicted.peak,
                 pace=course.pace,
-                decisions=followed.plan.counts(),
             )
         if recorded:
             recording = self._recorder.end(slack=self._slack())
@@ -305,13 +310,19 @@ class Session:
             self._take(recording, complete=complete)
             return
         self._novelty.passed()
+        teaches = mode == "planned" and not happened.joined_late
+        self._planner.passed(course, teaches=teaches)
         if happened.fell_back:
             self._novelty.changed(begun_alike=happened.begun_alike)
-        elif followed is not None and course is not None:
-            self._planner.passed(course, late=happened.joined_late)
-            if not happened.joined_late:
-                course.ran(seconds, peak, keeps=keeps)
-                self._learn(course, log, report, needed)
+        elif course is not None and mode == "adapted":
+            self._novelty.adapted(happened.likeness)
+            if log is not None and course.is_new and not course.has_adapted:
+                with self._weighing(course):
+                    self._planner.adapt(course, log, self.budget)
+            self._correct(course, needed)
+        elif course is not None and teaches:
+            course.ran(seconds, peak, keeps=keeps)
+            self._learn(course, log, report, needed)
         self._tell(replace(report, events=tuple(happened.events)))
 
     def _learn(self, course: Course, log: Log | None, report: StepReport, needed: int) -> None:
@@ -331,11 +342,15 @@ class Session:
                 with self._weighing(course):
                     for event in self._planner.settle(course, budget):
                         happened.note(event)
-        excess = max(happened.lacked, needed - budget)
-        if self._planner.exceeds(course, excess, budget):
-            happened.note("re-plan: the step took more memory than planned")
+        self._correct(course, needed)
+
+    def _correct(self, course: Course, needed: int) -> None:
+        """Plan `course` anew, if its step needed more than there is."""
+        excess = max(self.engine.happened.lacked, needed - self.budget)
+        if self._planner.exceeds(course, excess, self.budget):
+            self.engine.happened.note("re-plan: the step took more memory than planned")
             with self._weighing(course):
-                self._planner.correct(course, excess, budget)
+                self._planner.correct(course, excess, self.budget)
 
     @contextmanager
     def _weighing(self, course: Course) -> Iterator[None]:

@@ -13,8 +13,9 @@ nothing is left to evict does the engine raise `BudgetError`.
 import re
 import threading
 import time
+from bisect import bisect_left
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
@@ -40,7 +41,7 @@ from penstock.engine.lanes import Copy
 from penstock.engine.lineage import Call, capture, fresh_storages, renamed_call, run_again
 from penstock.engine.log import Log
 from penstock.engine.needs import output_bytes
-from penstock.engine.program import CopyAhead, Discard, Instruction, Lineage, Pass, Program
+from penstock.engine.program import CopyAhead, Discard, Instruction, Lineage, Pass, Program, Spot
 from penstock.engine.residency import MountedTier, Place, ResidencyManager, Resident
 from penstock.engine.room import Room
 from penstock.engine.watch import Moment, Watch
@@ -88,6 +89,7 @@ class Happened:
     fell_back: bool = False  # it left the recorded path
     begun_alike: bool = False  # and that after its first large values had the known sizes
     joined_late: bool = False  # after these, it turned out to be a step of another kind, also known
+    likeness: float = 1.0  # of the sizes in the program that was followed, the share that it had
     overrun: int = 0  # bytes by which the budget was missed because nothing was left to evict
     overrun_op: str = ""
     lacked: int = 0  # bytes that the plan had room for and the device did not
@@ -150,7 +152,10 @@ class Engine:
         self._calls: dict[int, Call] = {}
         self._copies: dict[TransferId, Copy] = {}
         self._guarded: defaultdict[int, set[int]] = defaultdict(set)  # source -> dropped, by key
-        self._marks: list[int] = []
+        # Sizes of the step that runs, where the programs that were followed in it have marks.
+        self._sizes: dict[Spot, int] = {}
+        self._told = 0  # marks of the program that lie behind
+        self._alike = 1.0
         self.has_recognised = False  # was the step, though it was to be recorded, a known one?
         self._in_use: set[int] = set()  # keys of what the current call reads: not to be evicted
 
@@ -183,19 +188,22 @@ class Engine:
         execute: Execute | None = None,
         *,
         may_be_known: bool = True,
+        alike: float = 0.5,
         charted: bool = False,
     ) -> None:
         """A step begins. With `execute`, calls are run through it (a recorder), until it is clear
         that the step is a known one; a known one is followed from the first, if it `may_be_known`.
 
-        `charted`: note when everything happens, for `measured`.
+        `alike`: a step that is smaller than any known one follows the program of the next larger, if it
+        has at least this share of its sizes. `charted`: note when everything happens, for `measured`.
         """
         self.happened = Happened()
         self.log = None
         self._execute = execute or _call
         self._calls.clear()
         self._bound.clear()
-        self._marks.clear()
+        self._sizes.clear()
+        self._alike = alike
         self._recent.clear()
         self.has_recognised = False
         if self.program is None or not may_be_known:
@@ -212,8 +220,15 @@ class Engine:
 
     @property
     def _is_told(self) -> bool:
-        """Did all large values that tell shapes apart have the sizes of the program's?"""
-        return self.program is not None and len(self._marks) == len(self.program.marks)
+        """Are all large values that tell shapes apart behind?"""
+        return self.program is not None and self._told == len(self.program.marks)
+
+    def _likeness(self, program: Program) -> float:
+        """The share of `program`'s sizes that this step had so far; 0 if it had a larger one."""
+        expected = program.sizes_at(self._sizes)
+        if any(size > known for size, known in zip(self._sizes.values(), expected, strict=True)):
+            return 0.0
+        return sum(self._sizes.values()) / sum(expected) if any(expected) else 1.0
 
     @property
     def is_recording(self) -> bool:
@@ -226,6 +241,7 @@ class Engine:
         if program is not None and self.is_following:
             left = len(program.instructions) - self._index
             self.has_recognised |= not left
+            self.happened.likeness = self._likeness(program)
             if left and not self.is_recording:
                 self.happened.note(f"the step ended {left} ops early")
         self._calls.clear()
@@ -233,7 +249,8 @@ class Engine:
     def _enter(self, program: Program, index: int) -> None:
         """Follow `program` from op `index` on."""
         self.program = program
-        if index and any(program is one for one in self.young):
+        self._told = bisect_left(program.marks, (index, -1))
+        if index and any(program is one for one in self.young) and self._likeness(program) == 1.0:
             self.room.return_freed()  # what an op takes is seen only if what was freed has gone
         if self.log is not None and self.log.schedule is not program.schedule:
             self.log = Log(program.schedule, self.log.watch)
@@ -305,25 +322,28 @@ class Engine:
                 self._attend(args, kwargs)
             return func(*args, **kwargs)
         index = self._index
-        goes_on = (one for one in self._begun_alike() if one.funcs[index : index + 1] == (func,))
-        if (other := next(goes_on, None)) is not None:
+        goes_on = [one for one in self._begun_alike() if one.funcs[index : index + 1] == (func,)]
+        if (other := self._likest(goes_on)) is not None:
             self.happened.joined_late = self._is_told
             self._switch(other)
             return self.follow(func, args, kwargs)
         self._lose_track(facts.name)
         return self.serve(func, args, kwargs)
 
-    def _begun_alike(self) -> Iterator[Program]:
-        """The programs of all steps that begin with the calls and the sizes that this one had."""
+    def _begun_alike(self) -> list[Program]:
+        """The programs of all steps that begin with the calls that this one had."""
         assert self.program is not None
         begun = self.program.funcs[: self._index]
-        for one in self.candidates:
-            if one.funcs[: self._index] == begun and self._has_marks(one):
-                yield one
+        return [one for one in self.candidates if one.funcs[: self._index] == begun]
 
-    def _has_marks(self, program: Program) -> bool:
-        """Are the sizes that were met in this step those of `program`?"""
-        return self._marks == program.marked_sizes[: len(self._marks)]
+    def _distance(self, program: Program) -> int:
+        """By how many bytes its sizes and those of this step differ."""
+        return abs(sum(self._sizes.values()) - sum(program.sizes_at(self._sizes)))
+
+    def _likest(self, programs: Iterable[Program]) -> Program | None:
+        """That of the same shape as this step, or else of the next larger; None: all are too different."""
+        best = max(programs, key=self._likeness, default=None)
+        return best if best is not None and self._likeness(best) >= self._alike else None
 
     def _switch(self, other: Program) -> None:
         """Follow `other` from here on, which has begun in the same way: with its names for all values."""
@@ -360,7 +380,8 @@ class Engine:
         else:
             self.happened.note(f"fallback: {why}")
             self.happened.fell_back = True
-            self.happened.begun_alike = self._is_told
+            alike = self.program is not None and self._likeness(self.program) == 1.0
+            self.happened.begun_alike = self._is_told and alike
         self.tolerant = True
         self.handler = self.serve
 
@@ -456,24 +477,26 @@ class Engine:
                 self._bind(value, made[position])
         program = self.program
         assert program is not None
-        if len(self._marks) < len(program.marks) and program.marks[len(self._marks)][0] == index:
+        if self._told < len(program.marks) and program.marks[self._told][0] == index:
             self._compare_shapes(program, index)
 
     def _compare_shapes(self, program: Program, index: int) -> None:
         """Is this the recorded step in another shape? Then follow the program for that shape."""
-        while len(self._marks) < len(program.marks):
-            op, value = program.marks[len(self._marks)]
-            if op != index:
-                break
-            bound = self._bound.get(value)
-            self._marks.append(bound.nbytes if bound is not None else 0)
-        if not self._has_marks(program):
-            other = next(self._begun_alike(), None)
+        while self._told < len(program.marks) and program.marks[self._told][0] == index:
+            bound = self._bound.get(program.marks[self._told][1])
+            spot = program.spots[self._told]
+            self._sizes[spot] = bound.nbytes if bound is not None else 0
+            self._told += 1
+        if self._likeness(program) != 1.0 and not self.happened.fell_back:
+            other = self._likest(self._begun_alike())
             if other is None:
+                self._switch(min(self._begun_alike(), key=self._distance))  # may be found again
                 self._fall_back("the step has another shape than any recorded one")
                 return
-            self._switch(other)
-            program = other
+            if other is not program:
+                self._switch(other)
+                program = other
+            self.tolerant |= self._likeness(program) != 1.0
         if self.is_recording and self._is_told:
             self._execute, self.has_recognised = _call, True
             self._bare = program.bare

@@ -1,9 +1,10 @@
 """A plan made ready to be followed: for each op of the step, what the engine does around it."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 from torch._ops import OpOverload
 
@@ -17,7 +18,19 @@ from penstock.ir.timeline import Timeline
 from penstock.ir.trace import OpIndex, Trace, ValueId
 from penstock.simulate.least import MOVABLE_FROM
 
-__all__ = ["CopyAhead", "Discard", "Instruction", "Lineage", "Pass", "Program", "compile_program"]
+__all__ = [
+    "CopyAhead",
+    "Discard",
+    "Instruction",
+    "Lineage",
+    "Pass",
+    "Program",
+    "Spot",
+    "compile_program",
+]
+
+Spot: TypeAlias = tuple[OpIndex, int]
+"""An op, and which of the values that it makes: alike in steps of all shapes."""
 
 _BOUND_SHARE = 256
 """Values of at least this part of the budget are always known to the engine, in case it must evict
@@ -108,8 +121,21 @@ class Program:
         return tuple(found)
 
     @cached_property
+    def spots(self) -> tuple[Spot, ...]:
+        """Where the marks are, in any step that makes the same calls."""
+        fresh = self.trace.fresh
+        return tuple((OpIndex(op), fresh[op].index(value)) for op, value in self.marks)
+
+    @cached_property
     def marked_sizes(self) -> list[int]:
-        return [self.trace.values[value].allocated for _, value in self.marks]
+        return self.sizes_at(self.spots)
+
+    def sizes_at(self, spots: Iterable[Spot]) -> list[int]:
+        """Bytes of what was made there; 0 where nothing was."""
+        fresh, values = self.trace.fresh, self.trace.values
+        return [
+            values[fresh[op][nth]].allocated if nth < len(fresh[op]) else 0 for op, nth in spots
+        ]
 
     def names_in(self, other: "Program", ops: int) -> dict[ValueId, ValueId]:
         """What values are called in `other`, whose first `ops` calls are the same.
