@@ -258,13 +258,19 @@ class Engine:
         is_watched = self.log is not None or self.is_recording
         self._bare = (None,) * len(self._funcs) if is_watched else program.bare
         self._instructions = program.instructions
-        self.room.expect(program.predicted.peak, keeps_all=not program.plan.decisions)
+        self._expect(program)
         self._index = index
         self.handler = self.follow
         for value, ref in program.initial.items():
             storage = ref()
             if storage is not None:
                 self._bind(value, storage)
+
+    def _expect(self, program: Program) -> None:
+        """Tell the room what the step leads to: all that there is, as long as nobody knows."""
+        is_foretold = self._is_told and self._likeness(program) == 1.0
+        peak = program.predicted.peak if is_foretold else self.room.budget
+        self.room.expect(peak, keeps_all=not program.plan.decisions)
 
     def _bring_to_start(self, program: Program) -> None:
         """Have away what the plan keeps away between steps, and here what it keeps here.
@@ -497,6 +503,7 @@ class Engine:
                 self._switch(other)
                 program = other
             self.tolerant |= self._likeness(program) != 1.0
+        self._expect(program)
         if self.is_recording and self._is_told:
             self._execute, self.has_recognised = _call, True
             self._bare = program.bare
