@@ -268,7 +268,8 @@ class Engine:
 
     def _expect(self, program: Program) -> None:
         """Tell the room what the step leads to: all that there is, as long as nobody knows."""
-        is_foretold = self._is_told and self._likeness(program) == 1.0
+        is_told = self._is_told or len(self.candidates) == 1
+        is_foretold = is_told and self._likeness(program) == 1.0
         peak = program.predicted.peak if is_foretold else self.room.budget
         self.room.expect(peak, keeps_all=not program.plan.decisions)
 

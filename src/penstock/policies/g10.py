@@ -11,9 +11,8 @@ Inferred  Nothing here faults: where the plan leaves too much, what is needed la
           not). Then none is drawn earlier if that is faster: one that waits for room keeps its link from
           those behind it, where pages pass. Where no period scores any more the plan ends; the authors'
           code goes on with arbitrary ones, since its sort is unstable. It also counts its tensor 0
-          twice, and always; we do not.
-          A copy back of model state starts no earlier than the step that reads it. With one tier
-          that is the SSD (the paper's G10-GDS).
+          twice, and always; we do not. A copy back of model state starts no earlier than the step that
+          reads it. With one tier that is the SSD (the paper's G10-GDS).
 Not here  Pages: hints at kernel starts, LRU between them, and the kernels' slowdown by faults.
 Reads     The trace with its seconds, the first and the last tier, the budget.
 """
@@ -106,10 +105,7 @@ class Period(NamedTuple):
 
 
 class Move(NamedTuple):
-    """A period in which the value is away: out within op `clear`, back from op `fetch` on.
-
-    Of a looped one, these ops count on into the next step.
-    """
+    """A period away: out within op `clear`, back from op `fetch` on (looped: in the next step)."""
 
     period: Period
     tier: Tier
@@ -190,8 +186,7 @@ class _Planner:
         back = np.maximum(self.back[name].latest_start(half, self.stop), 0)
         around = above[-1] - above[self.first] + above[self.stop]
         within = np.maximum(above[back] - above[gone], 0.0)
-        found: NDArray[np.float64] = self.nbytes * np.where(self.looped, around, within)
-        return found
+        return np.asarray(self.nbytes * np.where(self.looped, around, within))
 
     def _place(self, period: Period) -> Move | None:
         """Where the period's value goes, with its bytes booked; None: it stays."""
