@@ -67,6 +67,8 @@ _UNKNOWN_NEED = 1 << 20
 """Bytes to make room for when a failed allocation does not say how many it wanted."""
 _UNPLANNED = 4 << 20
 """Bytes that a process takes now and then for what is no tensor."""
+_ALIKE = 0.5
+"""Of the sizes of a known step, the share that a smaller one must have to follow its program."""
 _READING = frozenset(
     {
         *("saved_tensors", "untyped_storage", "const_data_ptr"),
@@ -155,7 +157,7 @@ class Engine:
         # Sizes of the step that runs, where the programs that were followed in it have marks.
         self._sizes: dict[Spot, int] = {}
         self._told = 0  # marks of the program that lie behind
-        self._alike = 1.0
+        self._alike = _ALIKE
         self.has_recognised = False  # was the step, though it was to be recorded, a known one?
         self._in_use: set[int] = set()  # keys of what the current call reads: not to be evicted
 
@@ -188,7 +190,7 @@ class Engine:
         execute: Execute | None = None,
         *,
         may_be_known: bool = True,
-        alike: float = 0.5,
+        alike: float = _ALIKE,
         charted: bool = False,
     ) -> None:
         """A step begins. With `execute`, calls are run through it (a recorder), until it is clear
@@ -230,6 +232,10 @@ class Engine:
             return 0.0
         return sum(self._sizes.values()) / sum(expected) if any(expected) else 1.0
 
+    def _is_exact(self, program: Program) -> bool:
+        """Has this step had the very sizes of `program` so far?"""
+        return self._likeness(program) == 1.0
+
     @property
     def is_recording(self) -> bool:
         """Do calls run through a recorder?"""
@@ -250,7 +256,7 @@ class Engine:
         """Follow `program` from op `index` on."""
         self.program = program
         self._told = bisect_left(program.marks, (index, -1))
-        if index and any(program is one for one in self.young) and self._likeness(program) == 1.0:
+        if index and any(program is one for one in self.young) and self._is_exact(program):
             self.room.return_freed()  # what an op takes is seen only if what was freed has gone
         if self.log is not None and self.log.schedule is not program.schedule:
             self.log = Log(program.schedule, self.log.watch)
@@ -269,7 +275,7 @@ class Engine:
     def _expect(self, program: Program) -> None:
         """Tell the room what the step leads to: all that there is, as long as nobody knows."""
         is_told = self._is_told or len(self.candidates) == 1
-        is_foretold = is_told and self._likeness(program) == 1.0
+        is_foretold = is_told and self._is_exact(program)
         peak = program.predicted.peak if is_foretold else self.room.budget
         self.room.expect(peak, keeps_all=not program.plan.decisions)
 
@@ -387,8 +393,8 @@ class Engine:
         else:
             self.happened.note(f"fallback: {why}")
             self.happened.fell_back = True
-            alike = self.program is not None and self._likeness(self.program) == 1.0
-            self.happened.begun_alike = self._is_told and alike
+            assert self.program is not None
+            self.happened.begun_alike = self._is_told and self._is_exact(self.program)
         self.tolerant = True
         self.handler = self.serve
 
@@ -494,7 +500,7 @@ class Engine:
             spot = program.spots[self._told]
             self._sizes[spot] = bound.nbytes if bound is not None else 0
             self._told += 1
-        if self._likeness(program) != 1.0 and not self.happened.fell_back:
+        if not self._is_exact(program) and not self.happened.fell_back:
             other = self._likest(self._begun_alike())
             if other is None:
                 self._switch(min(self._begun_alike(), key=self._distance))  # may be found again
@@ -503,7 +509,7 @@ class Engine:
             if other is not program:
                 self._switch(other)
                 program = other
-            self.tolerant |= self._likeness(program) != 1.0
+            self.tolerant |= not self._is_exact(program)
         self._expect(program)
         if self.is_recording and self._is_told:
             self._execute, self.has_recognised = _call, True

@@ -110,10 +110,9 @@ class HostStore:
                 "or add a disk with --tier disk:DIRECTORY."
             )
         pinned = self._device.type == "cuda"
-        if not pinned:
-            self.before_growth()
         memory = torch.empty(slab, dtype=torch.uint8, pin_memory=pinned)
         if not pinned:
+            self.before_growth()
             memory.fill_(0)  # so that all of it is resident, as `footprint` says
         self._slabs.append((size, memory))
         self._extents.grow(slab, seam=True)
