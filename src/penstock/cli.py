@@ -141,6 +141,10 @@ def run(
     from penstock.session import Session
 
     check_script(script)
+    if budget is None:
+        for given in context.args:
+            if given.partition("=")[0] == "--budget":
+                _err.print(f"penstock: {_of_the_script(given)}", markup=False, soft_wrap=True)
     progress = Progress(_err)
     session = Session(
         budget,
@@ -167,7 +171,13 @@ class _ArchitectureFirst(typer.core.TyperCommand):
 
         if args and not args[0].startswith("-") and names_an_architecture(args[0]):
             ctx.allow_interspersed_args, ctx.ignore_unknown_options = True, False
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as missing:  # our options take any text: they can only be missing
+            names = () if missing.param is None else missing.param.opts
+            if given := next((one for one in args if one.partition("=")[0] in names), None):
+                raise UsageError(_of_the_script(given)) from None
+            raise
 
 
 @app.command(cls=_ArchitectureFirst, context_settings=_SCRIPT)
@@ -722,6 +732,10 @@ def main() -> None:
     except PenstockError as error:
         _err.print(f"penstock: {error}", markup=False, soft_wrap=True)
         sys.exit(2)
+
+
+def _of_the_script(given: str) -> str:
+    return f"{given} stands after the script and goes to it; options of penstock stand before it"
 
 
 def _check_folder_of(output: Path) -> None:

@@ -116,6 +116,15 @@ def test_a_trace_that_cannot_be_written_stops_before_the_script_starts(
     assert not (tmp_path / "losses").exists()
 
 
+def test_an_output_that_only_the_script_is_given_is_said_to_be_the_scripts(
+    script: Path, tmp_path: Path, penstock: Penstock
+) -> None:
+    ended = penstock("trace", script, "-o", tmp_path / "step.trace")
+    assert ended.code == 2
+    assert "-o stands after the script and goes to it" in ended.err
+    assert "Missing option" in penstock("trace", script).err
+
+
 def test_a_plan_is_written_and_priced(trace: Path, tmp_path: Path, penstock: Penstock) -> None:
     plan, timeline = tmp_path / "plan", tmp_path / "timeline"
     ended = penstock("plan", trace, "-b", "60%", "-o", plan, "--show")

@@ -190,6 +190,17 @@ def test_a_script_finds_its_arguments_and_its_neighbours(
     )
     ended = penstock("run", "-b", "1GiB", path, "--budget", "mine", "-v")
     assert ended.out == "__main__ ['--budget', 'mine', '-v'] hello\n"
+    assert ended.err == ""
+
+
+def test_a_budget_that_only_the_script_is_given_is_said_to_be_the_scripts(
+    tmp_path: Path, penstock: Penstock
+) -> None:
+    path = tmp_path / "asks.py"
+    path.write_text("import sys\nprint(sys.argv[1:])\n")
+    ended = penstock("run", path, "--budget=60%")
+    assert ended.out == "['--budget=60%']\n"
+    assert "--budget=60% stands after the script" in ended.err
 
 
 def test_an_error_of_the_script_is_shown_without_our_frames(
