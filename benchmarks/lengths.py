@@ -34,6 +34,7 @@ def child(way: str, steps: int) -> dict[str, Any]:
 
     from penstock import fit
     from penstock.record.settle import settle
+    from penstock.trials import bits_of
 
     settle()
     torch.manual_seed(0)
@@ -65,7 +66,7 @@ def child(way: str, steps: int) -> dict[str, Any]:
     modes = [report.mode for report in reports]
     return {
         "tokens_per_second": sum(n for n, _ in late) / sum(seconds for _, seconds in late),
-        "bits": sum(parameter.double().sum().item() for parameter in model.parameters()).hex(),
+        "bits": bits_of(model.parameters()),
         "modes": {mode: modes.count(mode) for mode in sorted(set(modes))},
         "budget": None if session is None else session.budget,
         "peak": max((report.peak for report in reports), default=None),

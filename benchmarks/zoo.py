@@ -11,7 +11,6 @@ With `--json`, rows of workloads that this run leaves out stay in the file, each
 """
 
 import argparse
-import hashlib
 import json
 import sys
 import time
@@ -30,6 +29,7 @@ from penstock.api import fit
 from penstock.dispatch.resident import CAllocator, CpuMeter, live_tensor_bytes
 from penstock.planner import LEARNING
 from penstock.record.settle import settle
+from penstock.trials import bits_of
 from penstock.zoo.workloads import Size, names, workload
 
 WARM_UP = 2
@@ -52,11 +52,7 @@ def child(name: str, size: str, budget: str | None, policy: str) -> dict[str, An
     losses: list[list[float]] = []
 
     def digest() -> str:
-        found = hashlib.sha256()
-        for tensor in [*work.parameters(), *work.buffers()]:
-            flat = tensor.detach().clone().reshape(-1)
-            found.update(flat.view(torch.uint8).cpu().numpy().tobytes() if flat.numel() else b"")
-        return found.hexdigest()
+        return bits_of([*work.parameters(), *work.buffers()])
 
     def step(number: int) -> None:
         results: list[Tensor] = work.step(number)

@@ -91,8 +91,11 @@ def test_a_smaller_step_than_any_known_one_follows_the_plan_of_the_next_larger(
         assert report.predicted_peak is None and report.peak < session.reports[6].peak
 
 
-def test_batches_that_are_all_different_have_plans_and_the_bits_of_plain_pytorch() -> None:
-    bits, others, reports = apart(both, by_batches, "70%", policy="chen")
+@pytest.mark.parametrize("policy", ["auto", "chen", "swap-all"])
+def test_batches_that_are_all_different_have_plans_and_the_bits_of_plain_pytorch(
+    policy: str,
+) -> None:
+    bits, others, reports = apart(both, by_batches, "70%", policy=policy)
     assert bits == others
     late = [report.mode for report in reports[-16:]]
     assert late.count("adapted") + late.count("planned") >= 12

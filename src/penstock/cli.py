@@ -141,10 +141,8 @@ def run(
     from penstock.session import Session
 
     check_script(script)
-    if budget is None:
-        for given in context.args:
-            if given.partition("=")[0] == "--budget":
-                _err.print(f"penstock: {_of_the_script(given)}", markup=False, soft_wrap=True)
+    if budget is None and (why := _gone_to_the_script(["--budget"], context.args)):
+        _err.print(f"penstock: {why}", markup=False, soft_wrap=True)
     progress = Progress(_err)
     session = Session(
         budget,
@@ -174,9 +172,8 @@ class _ArchitectureFirst(typer.core.TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as missing:  # our options take any text: they can only be missing
-            names = () if missing.param is None else missing.param.opts
-            if given := next((one for one in args if one.partition("=")[0] in names), None):
-                raise UsageError(_of_the_script(given)) from None
+            if missing.param and (why := _gone_to_the_script(missing.param.opts, args)):
+                raise UsageError(why) from None
             raise
 
 
@@ -734,8 +731,14 @@ def main() -> None:
         sys.exit(2)
 
 
-def _of_the_script(given: str) -> str:
-    return f"{given} stands after the script and goes to it; options of penstock stand before it"
+def _gone_to_the_script(names: "Sequence[str]", arguments: "Sequence[str]") -> str | None:
+    """What to say if one of `arguments` is an option of ours that a script is given instead."""
+    for one in arguments:
+        if one.partition("=")[0] in names:
+            return (
+                f"{one} stands after the script and goes to it; options of penstock stand before it"
+            )
+    return None
 
 
 def _check_folder_of(output: Path) -> None:

@@ -33,7 +33,7 @@ from penstock.record.settle import settle
 from penstock.session import Session, StepReport, device_of
 from penstock.zoo.architectures import parse
 
-__all__ = ["Answer", "Bits", "Failed", "Ran", "Trial", "attempt", "execute"]
+__all__ = ["Answer", "Bits", "Failed", "Ran", "Trial", "attempt", "bits_of", "execute"]
 
 _RECORDED = 3
 """Steps before the first planned one, at most: a step with two optimizers is recorded three times."""
@@ -252,7 +252,7 @@ class _State(NamedTuple):
 
     def bits(self, losses: Sequence[str]) -> Bits:
         told = sha256(" ".join(losses).encode()).hexdigest()
-        return Bits(told, _bits(self.parameters), _bits(self.buffers))
+        return Bits(told, bits_of(self.parameters), bits_of(self.buffers))
 
 
 @contextmanager
@@ -278,7 +278,8 @@ def _registering() -> Iterator[_State]:
             handle.remove()
 
 
-def _bits(tensors: Iterable[Tensor]) -> str:
+def bits_of(tensors: Iterable[Tensor]) -> str:
+    """A digest of their bytes."""
     digest = sha256()
     for tensor in tensors:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
