@@ -34,6 +34,8 @@ from penstock.zoo.workloads import Size, names, workload
 
 WARM_UP = 2
 """Plain steps that do not count."""
+RECORDED = 3
+"""Steps before the first planned one, at most: a step with two optimizers is recorded three times."""
 MEASURED = 4
 """Planned steps after those from which the session still learns."""
 TIGHT = 6
@@ -49,6 +51,7 @@ def child(name: str, size: str, budget: str | None, policy: str) -> dict[str, An
     """
     settle()
     work = workload(name, size)  # type: ignore[arg-type]
+    steps = RECORDED + work.kinds * LEARNING + MEASURED
     losses: list[list[float]] = []
 
     def digest() -> str:
@@ -68,24 +71,25 @@ def child(name: str, size: str, budget: str | None, policy: str) -> dict[str, An
         meter = CpuMeter()
         base = meter.resident() - live_tensor_bytes(torch.device("cpu"))
         allocator.loosen()
-        seconds = [timed(number) for number in range(STEPS)]
+        seconds = [timed(number) for number in range(steps)]
         found = {"losses": [*losses], "bits": digest(), "seconds": seconds}
         allocator.tighten()
         tight = []
-        for number in range(STEPS, STEPS + TIGHT):
+        for number in range(steps, steps + TIGHT):
             meter.reset_peak()
             tight.append((timed(number), meter.peak() - base))
         allocator.keep()
-        kept = [timed(number) for number in range(STEPS + TIGHT, STEPS + 2 * TIGHT)]
+        kept = [timed(number) for number in range(steps + TIGHT, steps + 2 * TIGHT)]
         return found | {"tight": tight, "kept": kept if allocator.keeps else []}
     with fit(budget, policy=policy, device="cpu") as session:
-        for number in range(STEPS):
+        for number in range(steps):
             step(number)
     trace = session.trace
     assert trace is not None and session.outcome is not None
     return {
         "losses": losses,
         "bits": digest(),
+        "kinds": work.kinds,
         "ops": len(trace.ops),
         "budget": session.budget,
         "by": session.outcome.plan.policy,
@@ -106,9 +110,6 @@ def child(name: str, size: str, budget: str | None, policy: str) -> dict[str, An
     }
 
 
-STEPS = 3 + LEARNING + MEASURED  # a step with two optimizers is recorded three times
-
-
 def in_process(*arguments: str) -> dict[str, Any]:
     """What `child` returns in a process of its own."""
     return last_said(__file__, "--child", *arguments)
@@ -119,7 +120,7 @@ def row(name: str, plain: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]
     if failed := plain.get("failed") or run.get("failed"):
         return {"name": name, "failed": failed}
     planned = [one for one in run["steps"] if one["mode"] == "planned"]
-    late = planned[LEARNING:] or planned
+    late = planned[run["kinds"] * LEARNING :] or planned
     same = plain["losses"] == run["losses"] and plain["bits"] == run["bits"]
     if not late:
         return {"name": name, "failed": "no step was planned", "same": same}

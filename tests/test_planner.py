@@ -81,16 +81,17 @@ def test_the_pace_is_that_of_the_last_steps_and_stays_when_the_plan_changes() ->
     planner, course = planned("1s", budget)
     assert course.pace == 1.0
     course.steps.extend([2.0, 2.2])
+    assert course.pace == pytest.approx(1.05)
     planner.weigh(course, MIB, budget)  # priced anew, and kept
     course.steps.append(9.0)
     assert course.pace == pytest.approx(1.1)
     course.steps.extend([4.0] * 5)
     assert course.pace == pytest.approx(2.0)
-    course.steps.append(3.0)
+    course.steps.extend([3.0, 3.2])
     planner.correct(course, 8 * MIB, budget)  # another plan, which takes as long
-    assert course.pace == pytest.approx(1.5)
+    assert course.pace == pytest.approx(1.6)
     course.scale(3.0, 2.0)  # one that takes half as long again
-    assert list(course.steps) == pytest.approx([6.0, 4.5])
+    assert list(course.steps) == pytest.approx([6.0, 4.5, 4.8])
 
 
 class Charted:

@@ -54,8 +54,8 @@ _RESERVE = 128
 """One part in so many of the budget is left free: what the allocator takes is learnt a step late."""
 _FIRST_USED = 4 << 20
 """Bytes that the first planned step may take for good: the code of copies, their threads' stacks."""
-_PACED = 2
-"""Steps of which the faster tells the machine's pace: what disturbs one seldom disturbs the next too."""
+_PACED = 3
+"""Steps whose median tells the machine's pace."""
 _PEAKS = 5
 """Steps whose peaks tell that of the next, by their median."""
 _OWN = "a plan for what was learnt"
@@ -100,9 +100,9 @@ class Course:
 
     @property
     def pace(self) -> float:
-        """How fast the machine is now: measured over simulated seconds, of the faster of two steps."""
+        """How fast the machine is now: measured over simulated seconds, the median of a few steps."""
         simulated = self.outcome.timeline.seconds
-        return min(self.steps) / simulated if self.steps and simulated else 1.0
+        return median(self.steps) / simulated if self.steps and simulated else 1.0
 
     def foretold(self, *, keeps: bool) -> float:
         """Seconds of the plan in force by simulation; `keeps`: what is freed stays."""

@@ -10,7 +10,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,7 @@ class Workload:
     models: list[nn.Module]
     step: Callable[[int], list[Tensor]]
     optimizers: list[Optimizer] = field(default_factory=list)
+    kinds: int = 1  # shapes of its steps that come again and again
 
     def parameters(self) -> Iterator[nn.Parameter]:
         for model in self.models:
@@ -315,7 +316,7 @@ def varying(size: Size) -> Workload:
         out: Tensor = model(input_ids=x, labels=x).loss
         return out
 
-    return _simple(model, loss)
+    return replace(_simple(model, loss), kinds=2)
 
 
 @_named
