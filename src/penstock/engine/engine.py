@@ -16,6 +16,7 @@ import time
 from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
@@ -848,12 +849,14 @@ class Engine:
                 self.manager.bring_back(resident, self._room_for_fetch)
             return storage
 
-        def prepare(op: Op) -> None:
+        def prepare(op: Op) -> AbstractContextManager[None]:
             if self.room.keeps_freed:
                 fresh = sum(
                     program.trace.values[value].nbytes for value in program.trace.fresh[op.index]
                 )
-                self.room.make_way(fresh + op.workspace)
+                if self.room.make_way(fresh + op.workspace, op.workspace):
+                    return self.room.held_tight()
+            return nullcontext()
 
         wanted = list(wanted)
         try:

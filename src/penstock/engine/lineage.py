@@ -10,7 +10,7 @@ statistics are left alone.
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,7 +126,7 @@ def run_again(
     replaced: dict[ValueId, ValueId],
     source: Callable[[ValueId], UntypedStorage],
     device: torch.device,
-    prepare: Callable[[Op], None] = lambda op: None,
+    prepare: Callable[[Op], AbstractContextManager[None]] = lambda op: nullcontext(),
     now: Callable[[], Moment] = time.perf_counter,
     note: Callable[[int, Moment], None] = lambda place, begun: None,
 ) -> dict[ValueId, UntypedStorage]:
@@ -134,8 +134,9 @@ def run_again(
 
     `fresh` are the values with storages of their own that each op makes; `replaced` says which
     version an in-place write overwrites; `source` gives the storage of a value that is not made
-    here, its bytes in place; `prepare(op)` is called before each call, and `note(place, begun)` after
-    it, with its place among them and what `now` said before it. `device` is the one whose values count.
+    here, its bytes in place; each call is made within `prepare(op)`, and `note(place, begun)` is told
+    afterwards, with its place among them and what `now` said before it. `device` is the one whose values
+    count.
     """
     keep = set(wanted)
     last_read = {view.value: index for index, call in enumerate(calls) for view in _views(call)}
@@ -147,10 +148,9 @@ def run_again(
 
     for index, call in enumerate(calls):
         args, kwargs = _mapped(call.args, shown), _mapped(call.kwargs, shown)
-        prepare(call.op)
-        begun = now()
         replay = replaying(call.draw) if call.draw is not None else nullcontext()
-        with torch.set_grad_enabled(call.with_grad), replay:
+        with prepare(call.op), torch.set_grad_enabled(call.with_grad), replay:
+            begun = now()
             result = call.func(*args, **kwargs)
         note(index, begun)
         inputs = {key_of(storage_of(t)) for t in tensors_in((args, kwargs))}

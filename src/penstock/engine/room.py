@@ -120,9 +120,9 @@ class Room:
         """Give back what is free, if `nbytes` more might lead above what was expected.
 
         `scratch`: those of them that the call frees again. It may be in several pieces, one after the
-        other: is there too little room for all to be kept, as far as anyone knows?
+        other, and all are kept: is there too little room for that, as far as anyone knows?
         """
-        if not self.keeps_freed or self._above(nbytes) <= 0:
+        if not self.keeps_freed or self._above(nbytes + scratch) <= 0:
             return False
         self._reclaim()
         return bool(scratch) and self._above(nbytes + scratch) > 0
