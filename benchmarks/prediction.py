@@ -87,9 +87,8 @@ def main() -> None:
             console.print(f"{name}: {failed[0]}")
             continue
         guess = predicted(name, options.size, machine)
-        tight = [one["tight"][1:] for one in plain[name]]
-        peak = max(nbytes for one in tight for _, nbytes in one)
-        times = [median(seconds for seconds, _ in one) for one in tight]
+        peak = max(nbytes for one in plain[name] for nbytes in one["peaks"][1:])
+        times = [median(one["tight"][1:]) for one in plain[name]]
         seconds = min(times)
         # A step of which much is unwritten is never kept: see `Trace.is_dense`.
         is_kept = guess["kept"] < guess["seconds"]

@@ -39,8 +39,9 @@ RECORDED = 3
 MEASURED = 4
 """Planned steps after those from which the session still learns."""
 TIGHT = 6
-"""Plain steps after all others, in which the C library returns what is freed, as while a step is recorded;
-then so many in which it keeps all, as where there is room."""
+"""Plain steps before all others in which the C library returns what is freed, as while a session records:
+they tell the peak (later, what libraries hardly touch lies in pages that others have touched). So many at
+the end tell the seconds; then so many more, in which it keeps all, as where there is room."""
 MIB = 2**20
 
 
@@ -70,14 +71,16 @@ def child(name: str, size: str, budget: str | None, policy: str) -> dict[str, An
         allocator = CAllocator()
         meter = CpuMeter()
         base = meter.resident() - live_tensor_bytes(torch.device("cpu"))
-        allocator.loosen()
-        seconds = [timed(number) for number in range(steps)]
-        found = {"losses": [*losses], "bits": digest(), "seconds": seconds}
-        allocator.tighten()
-        tight = []
-        for number in range(steps, steps + TIGHT):
+        peaks = []
+        for number in range(TIGHT):
             meter.reset_peak()
-            tight.append((timed(number), meter.peak() - base))
+            step(number)
+            peaks.append(meter.peak() - base)
+        allocator.loosen()
+        seconds = [timed(number) for number in range(TIGHT, steps)]
+        found = {"losses": [*losses], "bits": digest(), "peaks": peaks, "seconds": seconds}
+        allocator.tighten()
+        tight = [timed(number) for number in range(steps, steps + TIGHT)]
         allocator.keep()
         kept = [timed(number) for number in range(steps + TIGHT, steps + 2 * TIGHT)]
         return found | {"tight": tight, "kept": kept if allocator.keeps else []}
@@ -134,7 +137,7 @@ def row(name: str, plain: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]
         "ops": run["ops"],
         "by": run["by"],
         "budget": run["budget"],
-        "plain_peak": max(peak for _, peak in plain["tight"]),
+        "plain_peak": max(plain["peaks"]),
         "plain_seconds": median(plain["seconds"][WARM_UP:]),
         "peak": max(one["peak"] for one in planned),
         "over": max(one["peak"] for one in planned) / run["budget"] - 1,
