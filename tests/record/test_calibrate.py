@@ -1,5 +1,6 @@
 """Calibration: what it measures, under which names, and that it leaves no trace in random numbers."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,10 +9,12 @@ from torch._subclasses import FakeTensorMode
 from torch.optim import AdamW
 
 from penstock.dispatch.resident import meter_for
+from penstock.errors import InternalError
 from penstock.ir.machine import Machine, Sample
 from penstock.record import calibrate, yardsticks
 from penstock.record.calibrate import calibrated
 from penstock.record.machine import describe
+from penstock.record.overhead import overheads
 from penstock.record.yardsticks import Loop
 
 CPU = torch.device("cpu")
@@ -46,6 +49,7 @@ def test_of_two_passes_the_faster_counts_op_by_op(monkeypatch) -> None:
         return [("matmul", Sample(0, moved, seconds)) for moved, seconds in sizes]
 
     monkeypatch.setattr(calibrate, "_measured", measured)
+    monkeypatch.setattr(calibrate, "overheads", lambda *_: {"matmul": 0})
     found = calibrated(describe(CPU, ()), CPU, meter_for(CPU)).device.costs["matmul"]
     assert sorted(found.seen) == [Sample(0, 10, 2.0), Sample(0, 1000, 1.0)]
 
@@ -58,13 +62,19 @@ def test_every_loop_can_be_trained_without_a_device(loop: Loop) -> None:
     assert loss.shape == ()
 
 
-def test_what_a_process_takes_beside_its_tensors_is_told_by_kind_of_ops(monkeypatch) -> None:
-    """In a process that has trained before, what libraries keep is there already: none below zero."""
-    images = partial(yardsticks._Convolutions, 8, 1, 8)
-    loops = [tiny(), Loop("c", images, AdamW, kind="convolution")]
-    kept, added = calibrate._kept(loops, CPU, meter_for(CPU))
-    assert set(added) == {"convolution"}
-    assert 0 <= min(kept, *added.values()) <= max(kept, *added.values()) < 64 * 2**20
+def test_what_a_process_takes_beside_its_tensors_is_told_by_kind_of_ops() -> None:
+    """Each model trains in a process that has not trained before: else the second would add nothing."""
+    loops = [replace(tiny(), kind=kind) for kind in ("matmul", "norm")]
+    found = overheads([*loops, replace(tiny(), is_mixed=True, kind="other")], CPU, meter_for(CPU))
+    assert set(found) == {"matmul", "norm"}
+    assert all(2**16 < nbytes < 64 * 2**20 for nbytes in found.values())
+    assert found["norm"] == pytest.approx(found["matmul"], rel=0.2)
+
+
+def test_why_a_measurement_in_another_process_failed_is_told() -> None:
+    broken = replace(tiny(), make=partial(yardsticks._Transformer, 64, 1, 16, gated=False, huge=1))
+    with pytest.raises(InternalError, match=r"beside tensors could not be measured: tiny: .*huge"):
+        overheads([broken], CPU, meter_for(CPU))
 
 
 def test_the_next_random_number_is_the_one_that_would_have_been(monkeypatch) -> None:

@@ -4,7 +4,6 @@ What it learns is written into the machine, so that `simulate.roofline` can pric
 never run.
 """
 
-import gc
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +12,13 @@ from statistics import median
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
 
 from penstock.dispatch.clock import Clock
-from penstock.dispatch.resident import CpuMeter, CudaMeter, live_tensor_bytes
+from penstock.dispatch.resident import CpuMeter, CudaMeter
 from penstock.ir.machine import Machine, Rate, Sample
 from penstock.ir.trace import Op, Phase, Trace
 from penstock.record.measure import stopwatch_for
+from penstock.record.overhead import overheads
 from penstock.record.step import Recorder
 from penstock.record.yardsticks import Loop, large_loops, loops
 from penstock.simulate.roofline import fitted, host_key, keys_of
@@ -53,7 +51,7 @@ def calibrated(
     trained = [*loops(), *(large_loops() if device.type == "cuda" else ())]
     passes: list[list[Keyed]] = []
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        overhead, libraries = _kept(trained, device, meter)
+        beside = overheads(trained, device, meter)
         for number in range(_PASSES):
             passes.append([])
             for done, loop in enumerate(trained, number * len(trained)):
@@ -64,7 +62,8 @@ def calibrated(
         key, sample = min(same, key=lambda one: one[1].seconds)
         samples[key].append(sample)
     costs = {key: fitted(seen) for key, seen in samples.items() if _tells(key, seen)}
-    costs |= {kind: replace(costs[kind], library=nbytes) for kind, nbytes in libraries.items()}
+    overhead = min(beside.values())
+    costs |= {kind: replace(costs[kind], library=held - overhead) for kind, held in beside.items()}
     rates = {
         dtype: _best(samples, f"matmul {dtype}")
         for dtype in ("float32", "bfloat16")
@@ -79,31 +78,6 @@ def calibrated(
         overhead=overhead,
     )
     return replace(machine, device=device_now)
-
-
-def _kept(
-    loops: Sequence[Loop], device: torch.device, meter: CpuMeter | CudaMeter
-) -> tuple[int, dict[str, int]]:
-    """Bytes that a process takes beside its tensors once it multiplies, and what other kinds add.
-
-    Of each kind that of the model that added most: what libraries keep grows with sizes, up to some
-    (MKL's packed matrices), and with the number of shapes (oneDNN's kernels).
-    """
-    added: dict[str, int] = {}
-    for loop in loops:
-        if loop.is_mixed:
-            continue
-        model, optimizer = _made(loop, device)
-        gc.collect()
-        base = meter.used() - live_tensor_bytes(device)
-        for _ in range(_WARM_UP + 1):
-            model().backward()
-            optimizer.step()
-        gc.collect()
-        more = meter.used() - live_tensor_bytes(device) - base
-        added[loop.kind] = max(added.get(loop.kind, 0), more)
-        del model, optimizer
-    return added.pop("matmul"), added
 
 
 def _tells(key: str, seen: Sequence[Sample]) -> bool:
@@ -154,7 +128,7 @@ def _queued(loop: Loop, device: torch.device, trace: Trace) -> Iterator[Keyed]:
 
     Each phase begins on an idle device, whose queue then has room for all of the phase.
     """
-    model, optimizer = _made(loop, device)
+    model, optimizer = loop.made(device)
     seconds: defaultdict[Phase, list[float]] = defaultdict(list)
 
     def timed(phase: Phase, run: Callable[[], Any]) -> Any:
@@ -177,16 +151,9 @@ def _queued(loop: Loop, device: torch.device, trace: Trace) -> Iterator[Keyed]:
             yield host_key(ops[0]), Sample(0, 0, median(taken[_WARM_UP:]) / len(ops))
 
 
-def _made(loop: Loop, device: torch.device) -> tuple[nn.Module, Optimizer]:
-    torch.manual_seed(0)
-    with device:
-        model = loop.make()
-        return model, loop.optimizer(model.parameters())
-
-
 def _steps(loop: Loop, device: torch.device, meter: CpuMeter | CudaMeter) -> list[Trace]:
     """The traces of a few steps of one loop."""
-    model, optimizer = _made(loop, device)
+    model, optimizer = loop.made(device)
     recorder = Recorder(device, stopwatch_for(device, meter))
     traces = []
     recorder.open()

@@ -26,6 +26,13 @@ class Loop:
     is_mixed: bool = False  # bfloat16 where autocast says so
     kind: str = "matmul"  # the class of ops that it is about
 
+    def made(self, device: torch.device) -> tuple[nn.Module, Optimizer]:
+        """The model, always the same, on `device`."""
+        torch.manual_seed(0)
+        with device:
+            model = self.make()
+            return model, self.optimizer(model.parameters())
+
 
 def loops() -> list[Loop]:
     """Each optimizer of torch in its three forms, over models of different sizes."""
