@@ -77,8 +77,6 @@ def _in_processes(loops: Sequence[Loop]) -> list[int]:
 
 def _main() -> None:
     loops: list[Loop] = pickle.load(sys.stdin.buffer)  # noqa: S301  (our own process wrote it)
-    settle()
-    CAllocator()  # returns what is freed
     context = get_context("fork")
     found: list[int | str] = []
     for loop in loops:
@@ -96,6 +94,8 @@ def _main() -> None:
 def _tell(there: Connection, loop: Loop) -> None:
     device, meter = torch.device("cpu"), CpuMeter()
     try:
+        settle()  # not before the fork: it wakes the threads of torch's pool, which no fork has
+        CAllocator()  # returns what is freed
         base = _beside(device, meter)
         there.send(_trained(loop, device, meter) - base)
     except Exception as error:
