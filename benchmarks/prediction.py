@@ -11,6 +11,8 @@ the other one's time over it. Worst first.
 In calibration and in these steps the C library returns what is freed, as it does while a session
 learns. `kept s` is what the step takes where it keeps all of it, as a session with room enough has it,
 with the error of what is foretold for that; `plain s`, with the library's own settings.
+
+With `--json`, rows of workloads that this run leaves out stay in the file, each with its commit.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from rich.table import Table
 
 from _children import last_said
 from _steps import recorded
-from _where import where, write
+from _where import earlier, where, write
 from penstock.api import calibrate
 from penstock.ir.store import load
 from penstock.record.fake import record_fake
@@ -133,7 +135,10 @@ def main() -> None:
         off = median(abs(row[f"{what}_error"]) for row in rows)
         console.print(f"median error of {what}: {off:.1%}")
     if options.json:
-        write(options.json, {**where(), "size": options.size, "rows": rows})
+        facts = {**where(), "size": options.size}
+        kept = {row["name"]: row for row in earlier(options.json, size=options.size)["rows"]}
+        kept |= {row["name"]: {"commit": facts["commit"], **row} for row in rows}
+        write(options.json, {**facts, "rows": list(kept.values())})
 
 
 if __name__ == "__main__":

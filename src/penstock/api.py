@@ -72,7 +72,7 @@ def calibrate(
     tier: str | None = None,
     on_model: Callable[[str, int, int], None] = lambda label, done, of: None,
 ) -> Machine:
-    """This machine, measured: its tiers, and what ops cost on it. Takes two minutes or three.
+    """This machine, measured: its tiers, and what ops cost on it. Takes four minutes.
 
     `on_model(label, done, of)` hears of each small model before it is trained. On a CPU the costs
     are those of a session: freed memory goes back to the system, or stays. Raises `UsageError` and

@@ -44,7 +44,7 @@ def calibrated(
     meter: CpuMeter | CudaMeter,
     told: Callable[[str, int, int], None] = lambda label, done, of: None,
 ) -> Machine:
-    """`machine` with the cost of its ops. Takes two minutes or three on a CPU.
+    """`machine` with the cost of its ops. Takes four minutes on a CPU.
 
     `told(label, done, of)` hears of each model before it is trained.
     """

@@ -27,6 +27,8 @@ from penstock.record.yardsticks import Loop
 __all__ = ["overheads"]
 
 _STEPS = 3
+_PATIENCE = 120.0
+"""Seconds after which a model that takes one has hung."""
 
 
 def overheads(
@@ -84,7 +86,8 @@ def _main() -> None:
         process = context.Process(target=_tell, args=(there, loop))
         process.start()
         there.close()
-        found.append(here.recv())
+        found.append(here.recv() if here.poll(_PATIENCE) else f"{loop.label}: it has hung")
+        process.kill()
         process.join()
         if isinstance(found[-1], str):
             sys.exit(found[-1])

@@ -46,6 +46,8 @@ _CLASSES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 _OTHER = "pointwise"  # fills fresh memory
 _IN_PLACE = "pointwise in place"  # does not
+_LAYERS = {"convolution", "recurrent"}
+"""Classes of ops that are whole layers."""
 _WHOLE = {"mv": "matmul", "addr": "matmul", "addr_": "matmul", "ger": "matmul"}
 """Names too short to be looked for in others."""
 
@@ -133,9 +135,14 @@ def _values_held(trace: Trace, shares: Sequence[float]) -> tuple[Value, ...]:
 def _overhead(trace: Trace, device: Device) -> int:
     """Bytes that the process takes beside its tensors: what any training takes, and these kernels.
 
-    Threads, their buffers and most code are the same for all kinds of kernels: the largest counts.
+    Threads, their buffers and most code are the same for all kinds of kernels: the largest counts. But
+    what is kept for products and norms grows with these, which are small beside layers of other kinds.
     """
-    kinds = {class_of(op.name) for op in trace.ops}
+    flops = dict.fromkeys((class_of(op.name) for op in trace.ops), 0)
+    for op in trace.ops:
+        flops[class_of(op.name)] += op.flops
+    most = max(flops, key=flops.__getitem__, default=_OTHER)
+    kinds = {most} if most in _LAYERS else set(flops)
     kept = max((device.costs[kind].library for kind in kinds if kind in device.costs), default=0)
     return device.overhead + int(kept)
 
