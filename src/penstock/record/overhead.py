@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from statistics import median
@@ -79,6 +80,7 @@ def _in_processes(loops: Sequence[Loop]) -> list[int]:
 
 def _main() -> None:
     loops: list[Loop] = pickle.load(sys.stdin.buffer)  # noqa: S301  (our own process wrote it)
+    import_module("torch._dynamo")  # as the first optimizer does: here once for all forks
     context = get_context("fork")
     found: list[int | str] = []
     for loop in loops:
