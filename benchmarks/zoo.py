@@ -29,13 +29,11 @@ from penstock.api import fit
 from penstock.dispatch.resident import CAllocator, CpuMeter, live_tensor_bytes
 from penstock.planner import LEARNING
 from penstock.record.settle import settle
-from penstock.trials import bits_of
+from penstock.trials import RECORDED, bits_of
 from penstock.zoo.workloads import Size, names, workload
 
 WARM_UP = 2
 """Plain steps that do not count."""
-RECORDED = 3
-"""Steps before the first planned one, at most: a step with two optimizers is recorded three times."""
 MEASURED = 4
 """Planned steps after those from which the session still learns."""
 TIGHT = 6

@@ -33,13 +33,13 @@ from penstock.record.settle import settle
 from penstock.session import Session, StepReport, device_of
 from penstock.zoo.architectures import parse
 
-__all__ = ["Answer", "Bits", "Failed", "Ran", "Trial", "attempt", "bits_of", "execute"]
+__all__ = ["RECORDED", "Answer", "Bits", "Failed", "Ran", "Trial", "attempt", "bits_of", "execute"]
 
-_RECORDED = 3
+RECORDED = 3
 """Steps before the first planned one, at most: a step with two optimizers is recorded three times."""
 _MEASURED = 4
 """Planned steps that are measured, after those from which the session still learns."""
-_STEPS = _RECORDED + LEARNING + _MEASURED
+_STEPS = RECORDED + LEARNING + _MEASURED
 
 
 def execute(

@@ -12,6 +12,7 @@ Inferred  The usual shares below: from public benchmarks of cuBLAS, cuDNN and at
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -138,7 +139,7 @@ def _overhead(trace: Trace, device: Device) -> int:
     Threads, their buffers and most code are the same for all kinds of kernels: the largest counts. But
     what is kept for products and norms grows with these, which are small beside layers of other kinds.
     """
-    flops = dict.fromkeys((class_of(op.name) for op in trace.ops), 0)
+    flops: defaultdict[str, int] = defaultdict(int)
     for op in trace.ops:
         flops[class_of(op.name)] += op.flops
     most = max(flops, key=flops.__getitem__, default=_OTHER)
