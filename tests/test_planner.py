@@ -272,10 +272,10 @@ def test_a_shape_that_comes_seldom_is_not_waited_for() -> None:
     seldom = replace(course, seconds=[])
     planner.courses = [seldom, course]
     course.seconds = [chart(1.0, 1.0)] * CHARTED
-    assert seldom.is_young and seldom.is_awaited
+    assert not seldom.is_charted and seldom.is_awaited
     for _ in range(20):
         planner.passed(course, teaches=True)
-    assert seldom.is_young and not seldom.is_awaited
+    assert not (seldom.is_charted or seldom.is_awaited)
     planner.passed(seldom, teaches=True)
     assert seldom.is_awaited
 

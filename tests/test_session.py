@@ -13,7 +13,7 @@ from torch import nn
 from penstock import policies
 from penstock.ir.plan import Plan
 from penstock.ir.policy import Need, Problem
-from penstock.planner import CHARTED
+from penstock.planner import CHARTED_ONCE
 from penstock.session import Session
 from penstock.zoo import names
 from runs import MIB, Compared, apart, compare, in_room
@@ -99,9 +99,9 @@ def test_what_is_freed_stays_once_a_plan_is_known_and_the_budget_holds(budget: s
     assert_same_bits(found.compared)
     keeps, reports = found.keeps, found.compared.reports
     planned = [report.mode for report in reports].index("planned")
-    assert planned + CHARTED <= keeps.index(True) <= planned + CHARTED + 2
-    # But for one step: what these saved is learnt, and planned with.
-    assert keeps[keeps.index(True) :].count(False) <= 1
+    assert planned + CHARTED_ONCE <= keeps.index(True) <= planned + CHARTED_ONCE + 2
+    # But for two steps: what it takes beyond values is learnt, what these saved too.
+    assert keeps[keeps.index(True) :].count(False) <= 2
     assert max(report.peak for report in reports[2:]) < found.compared.budget * 1.03 + FIXED
     # The first such step cannot be foretold. Later ones differ by a few of its large blocks: where
     # there is room, the C allocator may place a step's blocks otherwise than the last step's.

@@ -33,7 +33,11 @@ from penstock.solve.best import Outcome, outcome
 __all__ = ["Course", "Planner"]
 
 CHARTED = 3
-"""Planned steps of each shape that are measured op by op."""
+"""Planned steps of each shape that are measured op by op, while all that is freed goes back."""
+CHARTED_ONCE = 1
+"""The same where freed memory may stay afterwards: that is worth more than better charts."""
+_YOUNG = 3
+"""Planned steps of a shape before it is held to the last byte that its ops need."""
 _SOON = 8
 """Steps of other shapes, after which one that was charted too seldom is not waited for."""
 SETTLING = 3
@@ -75,6 +79,8 @@ class Course:
     program: Program
     anew: float  # seconds that it takes where nothing that is freed stays
     policy: Policy  # whose plan that is
+    charts: int = CHARTED  # how many are to be made
+    age: int = 0  # planned steps that were measured
     seconds: list[NDArray[np.float64]] = field(default_factory=list)  # by chart: ops x (own, host)
     # Seconds of steps of the plan in force, run as they will be from now on.
     calm: list[float] = field(default_factory=list)
@@ -88,7 +94,7 @@ class Course:
     corrections: int = 0
     # Seconds of the last steps, charted ones too, as if the plan in force had been all along.
     steps: deque[float] = field(default_factory=lambda: deque(maxlen=_PACED))
-    # Bytes at the peaks of its last steps, once it is not young; True: of those whose freed memory stays.
+    # Bytes at the peaks of its last steps, once it is charted; True: of those whose freed memory stays.
     peaks: dict[bool, deque[int]] = field(
         default_factory=lambda: {keeps: deque(maxlen=_PEAKS) for keeps in (False, True)}
     )
@@ -119,9 +125,10 @@ class Course:
 
     def ran(self, seconds: float, peak: int, *, keeps: bool) -> None:
         """A planned step took so long, and so many bytes."""
+        self.age += 1
         anew = self.foretold(keeps=keeps)
         self.steps.append(seconds * self.outcome.timeline.seconds / anew if anew else seconds)
-        if not self.is_young:
+        if self.is_charted:
             self.peaks[keeps].append(peak)
 
     def scale(self, now: float, before: float) -> None:
@@ -135,18 +142,23 @@ class Course:
         return not self.seconds
 
     @property
+    def is_charted(self) -> bool:
+        return len(self.seconds) >= self.charts
+
+    @property
     def is_young(self) -> bool:
-        return len(self.seconds) < CHARTED
+        """May its device hold more beyond values than is known yet?"""
+        return self.age < _YOUNG
 
     @property
     def is_awaited(self) -> bool:
-        """Is it young, and may its next step come soon? A last batch of its own comes once an epoch."""
-        return self.is_young and self.idle < _SOON
+        """Are charts missing, and may its next step come soon? A last odd batch comes once an epoch."""
+        return not self.is_charted and self.idle < _SOON
 
     @property
     def is_settling(self) -> bool:
         """Is it still to be measured what its steps take, or those of a plan that is tried?"""
-        return not self.is_young and (self.rivals is None or self.tried is not None)
+        return self.is_charted and (self.rivals is None or self.tried is not None)
 
     @property
     def has_settled(self) -> bool:
@@ -174,7 +186,8 @@ class Planner:
         """Plan a step that was just recorded. Raises `NeedError` if the policy lacks something."""
         found = policies.ask(self.policy, self._problem(recording.trace, budget, is_first=True))
         program = _compiled(recording, found)
-        course = Course(recording, found, program, self._anew(found), self.policy)
+        charts = CHARTED_ONCE if self._may_keep_freed(recording.trace) else CHARTED
+        course = Course(recording, found, program, self._anew(found), self.policy, charts)
         others = [other for other in self.courses if not _same_shape(other, course)]
         self.courses = [course, *others][:_REMEMBERED]
         self._came(course)
@@ -318,6 +331,9 @@ class Planner:
 
     def _with(self, faults: Faults) -> Machine:
         return replace(self.machine, device=replace(self.machine.device, faults=faults))
+
+    def _may_keep_freed(self, trace: Trace) -> bool:
+        return bool(self.machine.device.faults) and trace.is_dense
 
     def _anew(self, found: Outcome) -> float:
         if not self.machine.device.faults:

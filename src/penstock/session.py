@@ -207,7 +207,7 @@ class Session:
     def _begin(self) -> None:
         self._traffic = dict(self.engine.manager.statistics.traffic)
         courses = self._planner.courses
-        self.engine.young = [course.program for course in courses if course.is_young]
+        self.engine.uncharted = [one.program for one in courses if not one.is_charted]
         likely = self._planner.likely()
         # Is nothing left that has all memory given back? Not what is to be recorded, as long as it may
         # be a known step: another one may come but once an epoch.
@@ -231,10 +231,9 @@ class Session:
             )
         else:
             self._recorder.pause()
-            # A young plan does not know yet how much the device holds beyond values.
-            young = bool(self.engine.young)
-            self.engine.tolerant = young
-            self.engine.begin_step(charted=young or self._on_close is not None)
+            self.engine.tolerant = any(course.is_young for course in courses)
+            is_charted = bool(self.engine.uncharted) or self._on_close is not None
+            self.engine.begin_step(charted=is_charted)
         if keeps:
             self.engine.room.keep_freed()
         else:
@@ -332,7 +331,7 @@ class Session:
         if log is not None:
             self.measured, self.samples = log.chart(report.seconds, happened.stalls), log.samples
             self.charted = course.outcome
-            if course.is_young and not self.engine.room.keeps_freed:
+            if not (course.is_charted or self.engine.room.keeps_freed):
                 with self._weighing(course):
                     self._planner.learn(course, log, self.measured, needed, happened.lacked, budget)
                 return

@@ -138,7 +138,7 @@ class Engine:
         self.program: Program | None = None
         self.candidates: tuple[Program, ...] = ()  # programs for all shapes of the step
         self._rebase = rebase
-        self.young: list[Program] = []  # of what these take is still to be learnt
+        self.uncharted: list[Program] = []  # what ops of these take is still to be seen
         self.tolerant = False  # recording: note an overrun and go on
         self.arrived = 0.0  # when the served call that runs now came in
         self._execute: Execute = _call
@@ -257,7 +257,7 @@ class Engine:
         """Follow `program` from op `index` on."""
         self.program = program
         self._told = bisect_left(program.marks, (index, -1))
-        if index and any(program is one for one in self.young) and self._is_exact(program):
+        if index and any(program is one for one in self.uncharted) and self._is_exact(program):
             self.room.return_freed()  # what an op takes is seen only if what was freed has gone
         if self.log is not None and self.log.schedule is not program.schedule:
             self.log = Log(program.schedule, self.log.watch)
