@@ -8,9 +8,10 @@ PyTorch in processes of its own (resident bytes above the base, seconds). As cal
 each step twice, the others between, and the faster run counts: others may use the machine. `slower` is
 the other one's time over it. Worst first.
 
-In calibration and in these steps the C library returns what is freed, as it does while a session
-learns. `kept s` is what the step takes where it keeps all of it, as a session with room enough has it,
-with the error of what is foretold for that; `plain s`, with the library's own settings.
+`s` is what the plain step takes by the C library's own settings. The other two are times of a session:
+`kept s` where the library keeps all that is freed, as with room enough; `tight s` where it returns all,
+as while a session learns. One number foretells the first two: what the library returns of its own
+accord makes little difference at these sizes. Peaks are those of steps before which it has kept nothing.
 
 With `--json`, rows of workloads that this run leaves out stay in the file, each with its commit.
 """
@@ -53,7 +54,7 @@ def predicted(name: str, size: str, machine: Any) -> dict[str, Any]:
     return {
         "live": live_peak(trace),
         "peak": trace.peak + trace.slack,
-        "seconds": trace.seconds,
+        "tight": trace.seconds,
         "kept": unbounded(trace, machine).seconds,
     }
 
@@ -90,11 +91,11 @@ def main() -> None:
             continue
         guess = predicted(name, options.size, machine)
         peak = max(nbytes for one in plain[name] for nbytes in one["peaks"][1:])
-        times = [median(one["tight"][1:]) for one in plain[name]]
+        times = [median(one["seconds"][WARM_UP:]) for one in plain[name]]
         seconds = min(times)
-        # A step of which much is unwritten is never kept: see `Trace.is_dense`.
-        is_kept = guess["kept"] < guess["seconds"]
-        kept = min(median(one["kept"][1:]) for one in plain[name]) if is_kept else seconds
+        tight, kept = (
+            min(median(one[how][1:]) for one in plain[name]) for how in ("tight", "kept")
+        )
         rows.append(
             {
                 "name": name,
@@ -104,17 +105,19 @@ def main() -> None:
                 "peak_error": guess["peak"] / peak - 1,
                 "recorded_peak": real["peak"],
                 "seconds": seconds,
-                "seconds_error": guess["seconds"] / seconds - 1,
+                "seconds_error": guess["kept"] / seconds - 1,
                 "slower": max(times) / seconds - 1,
                 "kept_seconds": kept,
                 "kept_seconds_error": guess["kept"] / kept - 1,
-                "plain_seconds": min(median(one["seconds"][WARM_UP:]) for one in plain[name]),
+                "tight_seconds": tight,
+                "tight_seconds_error": guess["tight"] / tight - 1,
             }
         )
     rows.sort(key=lambda row: -abs(row["seconds_error"]))
     table = Table(title=f"Predicted without running, {options.size} size")
     sizes = ("live MiB", "error", "resident MiB", "error")
-    for head in ("workload", *sizes, "s", "error", "slower", "kept s", "error", "plain s"):
+    times = ("s", "error", "slower", "kept s", "error", "tight s", "error")
+    for head in ("workload", *sizes, *times):
         table.add_column(head, justify="left" if head == "workload" else "right")
     for row in rows:
         table.add_row(
@@ -128,10 +131,11 @@ def main() -> None:
             f"{row['slower']:+.0%}",
             f"{row['kept_seconds']:.3f}",
             f"{row['kept_seconds_error']:+.1%}",
-            f"{row['plain_seconds']:.3f}",
+            f"{row['tight_seconds']:.3f}",
+            f"{row['tight_seconds_error']:+.1%}",
         )
     console.print(table)
-    for what in ("live", "peak", "seconds", "kept_seconds"):
+    for what in ("live", "peak", "seconds", "kept_seconds", "tight_seconds"):
         off = median(abs(row[f"{what}_error"]) for row in rows)
         console.print(f"median error of {what}: {off:.1%}")
     if options.json:

@@ -74,9 +74,9 @@ def calibrate(
 ) -> Machine:
     """This machine, measured: its tiers, and what ops cost on it. Takes four minutes.
 
-    `on_model(label, done, of)` hears of each small model before it is trained. On a CPU the costs
-    are those of a session: freed memory goes back to the system, or stays. Raises `UsageError` and
-    `TierError` as `fit` does.
+    `on_model(label, done, of)` hears of each small model before it is trained. On a CPU the costs are
+    those of ops where freed memory stays with the process, and those of memory that goes back to the
+    system. Raises `UsageError` and `TierError` as `fit` does.
     """
     place = device_of(device)
     settle()
@@ -88,7 +88,7 @@ def calibrate(
             facts = tuple(with_drag(m.store, tier) for m, tier in zip(mounted, facts, strict=True))
         may_keep = allocator is not None and allocator.may_keep
         machine = describe(place, facts, may_keep_freed=may_keep)
-        return calibrated(machine, place, meter_for(place), on_model)
+        return calibrated(machine, place, meter_for(place), allocator, on_model)
     finally:
         if allocator is not None:
             allocator.loosen()

@@ -118,9 +118,9 @@ class Rate:
 class Faults:
     """What memory costs that comes from the system anew, on a CPU: seconds for each byte.
 
-    An op's seconds include it, for what it gives out and for its workspace: times are measured while what
-    is freed goes back. Where that stays with the process, `simulate.run` takes off what is spared. All
-    0: it never stays.
+    The seconds of a trace's op include it, for what it gives out and for its workspace: steps are measured
+    while what is freed goes back. Where that stays with the process, `simulate.run` takes off what is
+    spared. All 0: it never stays.
     """
 
     small: float = 0.0  # blocks that come in small pages
@@ -159,6 +159,7 @@ class Device:
     costs: dict[str, Rate] = field(default_factory=dict, hash=False)
     overhead: int = 0  # bytes that a process takes beside its tensors, once it trains
     faults: Faults = _NO_FAULTS
+    costs_are_calm: bool = False  # are `costs` those where what is freed stays, without any faults?
 
     def __post_init__(self) -> None:
         if self.memory <= 0:

@@ -261,6 +261,7 @@ def _read_machine(body: Json) -> Machine:
             },
             _bytes({"overhead": 0, **device}, "overhead", "device"),
             _read_faults(_record(device, "faults", "device", {})),
+            _flag(device, "costs_are_calm", "device"),
         ),
         tuple(_read_tier(body, position) for position in range(len(_list(body, "tiers")))),
     )
@@ -376,6 +377,14 @@ def _bytes(body: Json, name: str, where: str) -> int:
             f"{_path(where, name)} must be a whole number of bytes, not {_shown(body[name])}"
         )
     return int(body[name])
+
+
+def _flag(body: Json, name: str, where: str) -> bool:
+    """A field that may be left out, which says no."""
+    found = _field(body, name, where, False)
+    if not isinstance(found, bool):
+        raise TraceError(f"{_path(where, name)} must be true or false, not {_shown(found)}")
+    return found
 
 
 def _field(body: Json, name: str, where: str, default: Any = None) -> Any:

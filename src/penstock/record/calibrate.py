@@ -7,6 +7,7 @@ never run.
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from statistics import median
 from typing import Any, TypeAlias
@@ -14,13 +15,14 @@ from typing import Any, TypeAlias
 import torch
 
 from penstock.dispatch.clock import Clock
-from penstock.dispatch.resident import CpuMeter, CudaMeter
+from penstock.dispatch.resident import CAllocator, CpuMeter, CudaMeter
 from penstock.ir.machine import Machine, Rate, Sample
 from penstock.ir.trace import Op, Phase, Trace
 from penstock.record.measure import stopwatch_for
 from penstock.record.overhead import overheads
 from penstock.record.step import Recorder
 from penstock.record.yardsticks import Loop, large_loops, loops
+from penstock.simulate.faults import Taken, fitted_faults
 from penstock.simulate.roofline import fitted, host_key, keys_of
 
 __all__ = ["calibrated"]
@@ -42,25 +44,42 @@ def calibrated(
     machine: Machine,
     device: torch.device,
     meter: CpuMeter | CudaMeter,
+    allocator: CAllocator | None = None,
     told: Callable[[str, int, int], None] = lambda label, done, of: None,
 ) -> Machine:
     """`machine` with the cost of its ops. Takes four minutes on a CPU.
 
+    May `allocator` keep what is freed, ops are timed while it does: of the two times of an op that is the
+    one which repeats. In steps where all goes back it is seen what ops take, and what that costs.
     `told(label, done, of)` hears of each model before it is trained.
     """
     trained = [*loops(), *(large_loops() if device.type == "cuda" else ())]
     passes: list[list[Keyed]] = []
+    fresh: list[Keyed] = []  # the same, where what is freed goes back
+    taken: list[Taken] = []
+    keeper = allocator if allocator is not None and allocator.may_keep else None
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         beside = overheads(trained, device, meter)
         for number in range(_PASSES):
             passes.append([])
             for done, loop in enumerate(trained, number * len(trained)):
                 told(loop.label, done, _PASSES * len(trained))
-                passes[-1] += _measured(loop, device, meter)
+                if keeper is None:
+                    passes[-1] += _measured(loop, device, meter)[1]
+                    continue
+                if not number:
+                    tight, seen = _measured(loop, device, meter)
+                    fresh += seen
+                with _kept(keeper):
+                    calm, seen = _measured(loop, device, meter)
+                passes[-1] += seen
+                if not number:
+                    taken.append(Taken(tight[0], _seconds(tight) - _seconds(calm)))
     samples: defaultdict[str, list[Sample]] = defaultdict(list)
-    for same in zip(*passes, strict=True):
-        key, sample = min(same, key=lambda one: one[1].seconds)
-        samples[key].append(sample)
+    for same in zip(*passes, fresh or passes[0], strict=True):
+        key, sample = min(same[:-1], key=lambda one: one[1].seconds)
+        memory = same[-1][1] if fresh else sample
+        samples[key].append(sample._replace(workspace=memory.workspace, unwritten=memory.unwritten))
     costs = {key: fitted(seen) for key, seen in samples.items() if _tells(key, seen)}
     overhead = min(beside.values())
     costs |= {kind: replace(costs[kind], library=held - overhead) for kind, held in beside.items()}
@@ -76,8 +95,20 @@ def calibrated(
         flops=rates,
         costs=costs,
         overhead=overhead,
+        faults=fitted_faults(taken, machine.device.faults),
+        costs_are_calm=bool(taken),
     )
     return replace(machine, device=device_now)
+
+
+@contextmanager
+def _kept(allocator: CAllocator) -> Iterator[None]:
+    """What is freed meanwhile stays."""
+    allocator.keep()
+    try:
+        yield
+    finally:
+        allocator.tighten()
 
 
 def _tells(key: str, seen: Sequence[Sample]) -> bool:
@@ -93,11 +124,21 @@ def _best(samples: dict[str, list[Sample]], key: str) -> float:
     return max(one.flops / one.seconds for one in samples[key] if one.seconds)
 
 
-def _measured(loop: Loop, device: torch.device, meter: CpuMeter | CudaMeter) -> Iterator[Keyed]:
+def _measured(
+    loop: Loop, device: torch.device, meter: CpuMeter | CudaMeter
+) -> tuple[list[Trace], list[Keyed]]:
     """All that one loop tells: of its ops, and of the host before each."""
     traces = _steps(loop, device, meter)
-    yield from _samples(traces)
-    yield from _queued(loop, device, traces[0]) if device.type == "cuda" else _hosts(traces)
+    hosts = _queued(loop, device, traces[0]) if device.type == "cuda" else _hosts(traces)
+    return traces, [*_samples(traces), *hosts]
+
+
+def _seconds(traces: Sequence[Trace]) -> float:
+    """What the steps took, as the sum of each op's median."""
+    found = 0.0
+    for ops in zip(*(trace.ops for trace in traces), strict=True):
+        found += median(op.seconds for op in ops) + median(op.host_seconds for op in ops)
+    return found
 
 
 def _samples(traces: Sequence[Trace]) -> Iterator[Keyed]:

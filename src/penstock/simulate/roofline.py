@@ -20,9 +20,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from penstock.ir.machine import Device, Machine, Rate, Sample
+from penstock.ir.machine import Device, Faults, Machine, Rate, Sample
 from penstock.ir.trace import Op, StorageId, Trace, Value
 from penstock.simulate.allocators import allocations, cpu, least_reserved
+from penstock.simulate.faults import in_ops, while_freeing
+from penstock.simulate.fit import not_negative
 from penstock.simulate.queue import idle_before
 
 __all__ = [
@@ -111,9 +113,23 @@ def priced(trace: Trace, machine: Machine) -> Trace:
             for op, cost, host in zip(trace.ops, costs, hosts, strict=True)
         ),
     )
+    if device.costs_are_calm:
+        found = _with_faults(found, device.faults)
     requests = allocations(found)
     held = least_reserved(requests) if trace.device == "cuda" else cpu(requests).reserved_peak
     return replace(found, slack=max(0, held - found.peak) + _overhead(trace, device))
+
+
+def _with_faults(trace: Trace, faults: Faults) -> Trace:
+    """With what memory costs that comes from the system anew, as a trace that was measured has it."""
+    ops = zip(trace.ops, in_ops(trace, faults), while_freeing(trace, faults), strict=True)
+    return replace(
+        trace,
+        ops=tuple(
+            replace(op, seconds=op.seconds + float(run), host_seconds=op.host_seconds + float(host))
+            for op, run, host in ops
+        ),
+    )
 
 
 def _values_held(trace: Trace, shares: Sequence[float]) -> tuple[Value, ...]:
@@ -251,7 +267,7 @@ def fitted(samples: Sequence[Sample]) -> Rate:
         columns = np.stack(
             [np.ones(len(seconds)), flops * is_arithmetic, moved * ~is_arithmetic], axis=1
         )
-        launch, per_flop, per_byte = _not_negative(columns / seconds[:, None])
+        launch, per_flop, per_byte = not_negative(columns / seconds[:, None])
         seen = launch + np.maximum(flops * per_flop, moved * per_byte)
         error = float(((seen / seconds - 1) ** 2).sum())
         if error < least:
@@ -280,22 +296,6 @@ def _by_size(samples: Sequence[Sample]) -> list[Sample]:
         )
         for size, those in sizes.items()
     ]
-
-
-def _not_negative(columns: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Coefficients, none below 0, with which the columns sum to 1 best. Three: try all subsets."""
-    best, least = np.zeros(3), np.inf
-    target = np.ones(len(columns))
-    for chosen in range(1, 8):
-        use = [column for column in range(3) if chosen >> column & 1 and columns[:, column].any()]
-        if not use:
-            continue
-        found = np.linalg.lstsq(columns[:, use], target, rcond=None)[0]
-        error = float(((columns[:, use] @ found - target) ** 2).sum())
-        if (found >= 0).all() and error < least * (1 - 1e-12):
-            best, least = np.zeros(3), error
-            best[use] = found
-    return float(best[0]), float(best[1]), float(best[2])
 
 
 def _rate(per_unit: float) -> float:

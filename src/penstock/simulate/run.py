@@ -25,6 +25,7 @@ from penstock.ir.schedule import Cause, Schedule, Verb
 from penstock.ir.timeline import Timeline
 from penstock.ir.trace import Trace
 from penstock.simulate.chart import Times, chart, lanes_of_copies
+from penstock.simulate.faults import of_blocks, of_scratch, while_freeing
 from penstock.simulate.lower import lower
 
 __all__ = ["limit_of", "most_held", "price", "unbounded"]
@@ -33,8 +34,6 @@ _KEPT_SHARE = 2
 """One byte for so many that a plan takes is kept, where all are: hardly any step gains by more."""
 _ROUNDED = 4 << 20
 """Bytes that blocks cut from what is kept take more than they have: huge pages at both ends."""
-_SMALL, _LARGE = 64 << 10, 4 << 20
-"""Bytes from which a block comes from the system if none is kept, and from which in huge pages."""
 _SPARED_AT_MOST = 0.8
 """Share of an op's seconds, or of the host's before it, that faults can have been."""
 
@@ -45,7 +44,16 @@ def price(schedule: Schedule, machine: Machine) -> Timeline:
     A schedule that keeps values away from one step to the next is priced in its steady state: the
     copies that outlast the step before are still running when this one begins.
     """
-    columns = _columns(schedule, machine)
+    return _priced(schedule, machine, may_keep=schedule.trace.is_dense)
+
+
+def unbounded(trace: Trace, machine: Machine) -> Timeline:
+    """The step without a budget, as plain PyTorch has it: what is freed stays, written to or not."""
+    return _priced(lower(trace, Plan()), machine, may_keep=True)
+
+
+def _priced(schedule: Schedule, machine: Machine, *, may_keep: bool) -> Timeline:
+    columns = _columns(schedule, machine, may_keep=may_keep)
     earlier_end = np.full(len(schedule.copies), -np.inf)
     walked = _walk(schedule, columns, earlier_end, _ALL, _ALL)
     if schedule.away:
@@ -55,11 +63,6 @@ def price(schedule: Schedule, machine: Machine) -> Timeline:
     start, end, stalls, seconds, _ = walked
     waited = dict(zip(Cause, stalls.tolist(), strict=True))
     return chart(schedule, Times(start, end, seconds, waited, earlier_end))
-
-
-def unbounded(trace: Trace, machine: Machine) -> Timeline:
-    """The step without a budget."""
-    return price(lower(trace, Plan()), machine)
 
 
 def most_held(peak: int, budget: int, *, keeps_all: bool) -> int:
@@ -96,7 +99,7 @@ class _Columns:
     drag: NDArray[np.float64]  # by lane
 
 
-def _columns(schedule: Schedule, machine: Machine) -> _Columns:
+def _columns(schedule: Schedule, machine: Machine, *, may_keep: bool) -> _Columns:
     ops = schedule.trace.columns
     is_first = schedule.verb == Verb.RUN
     is_run = is_first | (schedule.verb == Verb.RUN_AGAIN)
@@ -107,8 +110,9 @@ def _columns(schedule: Schedule, machine: Machine) -> _Columns:
     host_seconds, spared = ops.host_seconds, np.zeros(len(cost))
     scratch = np.where(is_run, ops.workspace[op], 0)
     nbytes = ops.nbytes
-    if (faults := machine.device.faults) and schedule.trace.is_dense:
-        host_seconds = host_seconds - _spared_by_host(schedule.trace, faults)
+    if (faults := machine.device.faults) and may_keep:
+        given_back = while_freeing(schedule.trace, faults)
+        host_seconds = host_seconds - np.minimum(given_back, _SPARED_AT_MOST * host_seconds)
         spared = np.minimum(_spared(schedule, scratch, faults), _SPARED_AT_MOST * cost)
     host = np.where(is_first, host_seconds[op], 0.0)
     takes, frees = (
@@ -158,24 +162,9 @@ def _direct_seconds(schedule: Schedule, machine: Machine) -> NDArray[np.float64]
 
 def _spared(schedule: Schedule, scratch: NDArray[np.int64], faults: Faults) -> NDArray[np.float64]:
     """By action: seconds of faults in its run, where its memory came from the system."""
-
-    def seconds(nbytes: NDArray[np.int64]) -> NDArray[np.float64]:
-        if_not_large = np.where(nbytes >= _SMALL, faults.small, 0.0)
-        rate: NDArray[np.float64] = np.where(nbytes >= _LARGE, faults.large, if_not_large)
-        return rate * nbytes
-
-    rows, size = schedule.takes, schedule.trace.columns.nbytes
-    taken = np.bincount(rows.owner, seconds(size)[rows.items], len(scratch)).astype(np.float64)
-    return taken + seconds(scratch) + faults.returned * scratch
-
-
-def _spared_by_host(trace: Trace, faults: Faults) -> NDArray[np.float64]:
-    """By op: the host's seconds before it that went to giving memory back."""
-    ops = trace.columns
-    found: NDArray[np.float64] = np.minimum(
-        faults.returned * ops.freed_before, _SPARED_AT_MOST * ops.host_seconds
-    )
-    return found
+    rows, seconds = schedule.takes, of_blocks(schedule.trace.columns.nbytes, faults)
+    taken = np.bincount(rows.owner, seconds[rows.items], len(scratch)).astype(np.float64)
+    return taken + of_scratch(scratch, faults)
 
 
 _ALL = 1 << 60
