@@ -74,7 +74,7 @@ def calibrated(
                     calm, seen = _measured(loop, device, meter)
                 passes[-1] += seen
                 if not number:
-                    taken.append(Taken(tight[0], _seconds(tight) - _seconds(calm)))
+                    taken.append(Taken(tight[0], _seconds(tight), _seconds(calm)))
     samples: defaultdict[str, list[Sample]] = defaultdict(list)
     for same in zip(*passes, fresh or passes[0], strict=True):
         key, sample = min(same[:-1], key=lambda one: one[1].seconds)
@@ -95,7 +95,7 @@ def calibrated(
         flops=rates,
         costs=costs,
         overhead=overhead,
-        faults=fitted_faults(taken, machine.device.faults),
+        faults=fitted_faults(taken) if taken else machine.device.faults,
         costs_are_calm=bool(taken),
     )
     return replace(machine, device=device_now)

@@ -47,19 +47,18 @@ class Taken(NamedTuple):
     """A step that ran where what is freed goes back, and where it stays."""
 
     trace: Trace
-    more: float  # seconds that the one took beyond the other
+    tight: float  # seconds of the one
+    kept: float  # seconds of the other
 
 
-def fitted_faults(steps: Sequence[Taken], known: Faults) -> Faults:
-    """The rates that explain best what steps took more, by relative error; `known` if none took more."""
-    telling = [step for step in steps if step.more > 0]
-    if not telling:
-        return known
-    units = [Faults(small=1.0), Faults(large=1.0), Faults(returned=1.0)]
+def fitted_faults(steps: Sequence[Taken]) -> Faults:
+    """The rates that explain best what steps took more, as shares of what they took."""
+    units = (Faults(small=1.0), Faults(large=1.0), Faults(returned=1.0))
     columns = np.array(
         [
             [(in_ops(one.trace, unit) + while_freeing(one.trace, unit)).sum() for unit in units]
-            for one in telling
+            for one in steps
         ]
     )
-    return Faults(*not_negative(columns / np.array([[one.more] for one in telling])))
+    tight, kept = (np.array(seconds) for seconds in zip(*(step[1:] for step in steps), strict=True))
+    return Faults(*not_negative(columns / tight[:, None], 1 - kept / tight))

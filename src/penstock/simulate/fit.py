@@ -6,10 +6,11 @@ from numpy.typing import NDArray
 __all__ = ["not_negative"]
 
 
-def not_negative(columns: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Coefficients, none below 0, with which the columns sum to 1 best. Three: try all subsets."""
+def not_negative(
+    columns: NDArray[np.float64], target: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """Coefficients, none below 0, with which the columns sum to `target` best. Three: try all subsets."""
     best, least = np.zeros(3), np.inf
-    target = np.ones(len(columns))
     for chosen in range(1, 8):
         use = [column for column in range(3) if chosen >> column & 1 and columns[:, column].any()]
         if not use:

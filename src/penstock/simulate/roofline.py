@@ -267,7 +267,7 @@ def fitted(samples: Sequence[Sample]) -> Rate:
         columns = np.stack(
             [np.ones(len(seconds)), flops * is_arithmetic, moved * ~is_arithmetic], axis=1
         )
-        launch, per_flop, per_byte = not_negative(columns / seconds[:, None])
+        launch, per_flop, per_byte = not_negative(columns / seconds[:, None], np.ones(len(seconds)))
         seen = launch + np.maximum(flops * per_flop, moved * per_byte)
         error = float(((seen / seconds - 1) ** 2).sum())
         if error < least:
