@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,12 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from penstock.api import fit
+from penstock.dispatch.resident import CAllocator, meter_for
+from penstock.ir.machine import Device
+from penstock.record import calibrate, yardsticks
+from penstock.record.machine import describe
 from penstock.record.settle import settle
+from penstock.record.yardsticks import Loop
 from penstock.session import Session, StepReport
 from penstock.simulate.least import least_budget
 from penstock.zoo import Workload, workload
@@ -154,14 +160,20 @@ class InRoom:
     keeps: list[bool]
 
 
-def in_room(budget: str, limit: int | None = None) -> InRoom:
-    """`compare`, `limit` bytes of data at most for the process if they are given."""
-    if limit is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+def in_room(budget: str, limit: int | None = None, *, late: bool = False) -> InRoom:
+    """`compare`, with `limit` bytes of data at most if they are given; `late`: once a step has run."""
+
+    def confine() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+    if not late:
+        confine()
     keeps: list[bool] = []
 
     def look(_report: StepReport) -> None:
         assert Session._running is not None
+        confine()
         keeps.append(Session._running.engine.room.keeps_freed)
 
     return InRoom(compare("bert", budget, 10, on_step=look), keeps)
@@ -367,6 +379,21 @@ def without_exchange(function: Callable[..., Any], *args: Any, **options: Any) -
     for module in users_of_exchange():
         module.CAN_SWAP = False
     return function(*args, **options)
+
+
+def calibrated_calmly() -> tuple[Device, dict[str, float]]:
+    """A CPU where freed memory may stay, calibrated by one model; workspaces of convolutions."""
+    torch.set_num_threads(1)
+    make = partial(yardsticks._Convolutions, 16, 4, 64)
+    loop = Loop("tiny", make, partial(torch.optim.AdamW, foreach=False), kind="convolution")
+    calibrate.loops = lambda: [loop]
+    settle()
+    allocator, cpu = CAllocator(), torch.device("cpu")
+    assert allocator.may_keep
+    known = describe(cpu, (), may_keep_freed=True)
+    device = calibrate.calibrated(known, cpu, meter_for(cpu), allocator).device
+    assert not allocator.keeps
+    return device, {key: one.workspace for key, one in device.costs.items() if "conv" in key}
 
 
 def apart(function: Callable[..., Any], *args: Any, **options: Any) -> Any:

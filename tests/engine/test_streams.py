@@ -16,6 +16,7 @@ from penstock.engine.engine import Engine
 from penstock.engine.lanes import Copy, StreamLane
 from penstock.engine.log import Log
 from penstock.engine.residency import Place
+from penstock.errors import TierError
 from penstock.ir.schedule import Cause
 from streams import Current, Event, pretend
 
@@ -99,28 +100,56 @@ def test_what_was_not_carried_out_is_not_freed_for_what_comes_after_it(current) 
     assert bool((byte_view(lost.holder) == 7).all())
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), KeyboardInterrupt()])
-def test_a_value_comes_back_at_the_second_attempt(error: BaseException, monkeypatch) -> None:
+NO_ROOM = torch.OutOfMemoryError("no room")
+
+
+@pytest.mark.parametrize("errors", [[NO_ROOM], [KeyboardInterrupt()], [NO_ROOM] * 3])
+def test_a_value_comes_back_at_a_later_attempt(errors: list[BaseException], monkeypatch) -> None:
     """There was no memory: room is made, also where the budget sees no need. Or it was interrupted."""
-    take, failures = Copy.take_memory, [error]
+    short = [MIB for error in errors if error is NO_ROOM]
+    found, is_back = coming_back(errors, monkeypatch, more=[True] * 3)
+    assert found == short
+    assert is_back
+
+
+def test_where_no_more_room_can_be_made_a_copy_fails_with_its_reason(monkeypatch) -> None:
+    with pytest.raises(TierError, match="a copy failed: no room"):
+        coming_back([NO_ROOM] * 3, monkeypatch, more=[False, True])
+
+
+def coming_back(
+    errors: list[BaseException], monkeypatch: pytest.MonkeyPatch, more: list[bool]
+) -> tuple[list[int], bool]:
+    """A value comes back while copies meet `errors`: what was asked for, and is it the same?
+
+    `more`: is there more room after having asked? The last answer comes first.
+    """
+    take, failures = Copy.take_memory, errors.copy()
+    asked: list[int] = []
 
     def sometimes(copy: Copy, device: torch.device) -> None:
         if failures:
             raise failures.pop()
         take(copy, device)
 
-    short = []
+    def when_short(nbytes: int) -> bool:
+        asked.append(nbytes)
+        return more.pop()
+
     with managing(CPU) as (manager, _):
-        manager.when_short = short.append
+        manager.when_short = when_short
         a = torch.arange(MIB // 4, dtype=torch.float32)
         bits = a.clone()
         resident = manager.meet(a.untyped_storage())
         manager.settle(manager.evict(resident, "host"))
         monkeypatch.setattr(Copy, "take_memory", sometimes)
-        manager.bring_back(resident, lambda nbytes: None)
-        assert resident.place is Place.HERE
-        assert torch.equal(a, bits)
-    assert short == ([MIB] if isinstance(error, torch.OutOfMemoryError) else [])
+        try:
+            manager.bring_back(resident, lambda nbytes: None)
+        finally:
+            monkeypatch.setattr(Copy, "take_memory", take)
+            if resident.place is not Place.HERE:
+                manager.bring_back(resident, lambda nbytes: None)
+        return asked, resident.place is Place.HERE and torch.equal(a, bits)
 
 
 # -- times --------------------------------------------------------------------------------------------

@@ -8,17 +8,16 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.optim import AdamW
 
-from penstock.dispatch.resident import CAllocator, meter_for
+from penstock.dispatch.resident import meter_for
 from penstock.errors import InternalError
-from penstock.ir.machine import Device, Machine, Sample
+from penstock.ir.machine import Machine, Sample
 from penstock.ir.trace import Trace
 from penstock.record import calibrate, yardsticks
 from penstock.record.calibrate import calibrated
 from penstock.record.machine import describe
 from penstock.record.overhead import overheads
-from penstock.record.settle import settle
 from penstock.record.yardsticks import Loop
-from runs import apart
+from runs import apart, calibrated_calmly
 
 CPU = torch.device("cpu")
 HOSTS = {"host forward", "host backward", "host optimizer"}
@@ -58,24 +57,8 @@ def test_of_two_passes_the_faster_counts_op_by_op(monkeypatch) -> None:
     assert sorted(found.seen) == [Sample(0, 10, 2.0), Sample(0, 1000, 1.0)]
 
 
-def calm() -> tuple[Device, dict[str, float]]:
-    """Calibrated where freed memory may stay; with it the workspaces of convolutions that were seen."""
-    torch.set_num_threads(1)
-    make = partial(yardsticks._Convolutions, 16, 4, 64)
-    calibrate.loops = lambda: [
-        Loop("tiny", make, partial(AdamW, foreach=False), kind="convolution")
-    ]
-    settle()
-    allocator = CAllocator()
-    assert allocator.may_keep
-    known = describe(CPU, (), may_keep_freed=True)
-    device = calibrated(known, CPU, meter_for(CPU), allocator).device
-    assert not allocator.keeps
-    return device, {key: one.workspace for key, one in device.costs.items() if "conv" in key}
-
-
 def test_where_freed_memory_may_stay_ops_are_timed_without_faults() -> None:
-    device, workspaces = apart(calm)
+    device, workspaces = apart(calibrated_calmly)
     assert device.costs_are_calm
     assert device.faults.small > 0 or device.faults.large > 0
     assert all(device.costs[host].launch > 0 for host in HOSTS)

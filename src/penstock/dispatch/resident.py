@@ -205,11 +205,7 @@ class CAllocator:
         self._libc.sbrk.argtypes = [ctypes.c_ssize_t]
         self._libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         self._heap = _heap()
-        # Holes in the heap count against limits of the process's data and of its addresses.
-        limits = (resource.RLIMIT_DATA, resource.RLIMIT_AS)
-        self._is_limited = any(
-            resource.getrlimit(one)[0] != resource.RLIM_INFINITY for one in limits
-        )
+        self._is_limited = _is_limited()
         if hasattr(self._libc, "mallinfo2") and self._heap and not self._is_limited:
             self._libc.mallinfo2.restype = _MallocInfo
             self._may_keep = self._is_only_heap()
@@ -251,9 +247,11 @@ class CAllocator:
     def keep(self) -> None:
         """Keep all that is freed for what is taken next, until `trim`. Idempotent.
 
-        It stays tight where the system limits the process's data or addresses, and where threads have
-        heaps of their own, of which glibc gives back but a part.
+        It stays tight where the system limits the process's data or addresses (also since this was made),
+        and where threads have heaps of their own, of which glibc gives back but a part.
         """
+        self._is_limited |= _is_limited()
+        self._may_keep &= not self._is_limited
         if self._may_keep and self._mode != "keeping":
             self._begin_to_keep()
             self._handed_out = self._bytes_handed_out()
@@ -331,6 +329,12 @@ class CAllocator:
         self._libc.mallopt(_M_TRIM_THRESHOLD, trimmed_from)
         self._libc.mallopt(_M_TOP_PAD, top_pad)
         self._libc.mallopt(_M_MMAP_MAX, maps)
+
+
+def _is_limited() -> bool:
+    """Does the system limit the process's data or its addresses? Holes in the heap count against both."""
+    limits = (resource.RLIMIT_DATA, resource.RLIMIT_AS)
+    return any(resource.getrlimit(one)[0] != resource.RLIM_INFINITY for one in limits)
 
 
 def _heap() -> int:

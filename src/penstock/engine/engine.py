@@ -680,9 +680,7 @@ class Engine:
         facts = facts_of(func)
         self._in_use = self._keys(args, kwargs)
         while not facts.mutates:
-            before = len(self._absent)
-            self._evict_at_any_rate(wanted)
-            if len(self._absent) == before:
+            if not self._evict_at_any_rate(wanted):
                 break
             if self.is_following:
                 self.happened.lacked = max(self.happened.lacked, wanted)
@@ -876,9 +874,7 @@ class Engine:
                 except RuntimeError as error:
                     if (missing := _bytes_wanted(error)) is None:
                         raise
-                    before = len(self._absent)
-                    self._evict_at_any_rate(missing)
-                    if len(self._absent) == before:
+                    if not self._evict_at_any_rate(missing):
                         raise self._budget_error(missing, "a recomputation") from error
         finally:
             self._in_use = caller_uses
@@ -1008,15 +1004,17 @@ class Engine:
             is_known, index = self.is_following, self._index - 1
             self._clear(nbytes, lambda: self._farthest(index) if is_known else self._oldest())
 
-    def _room_at_any_rate(self, nbytes: int) -> None:
+    def _room_at_any_rate(self, nbytes: int) -> bool:
         """There was no memory for a copy in, whatever the budget says: what is free is in pieces."""
         self.happened.note("retry: a value that comes back found no memory")
-        self._evict_at_any_rate(nbytes)
+        return self._evict_at_any_rate(nbytes)
 
-    def _evict_at_any_rate(self, nbytes: int) -> None:
-        """The system refused so many bytes: holes of what was kept are in its way, too."""
+    def _evict_at_any_rate(self, nbytes: int) -> bool:
+        """The system refused so many bytes, perhaps for holes in what was kept. Is there more now?"""
+        had_kept, before = self.room.keeps_freed, len(self._absent)
         self.room.return_freed(for_good=True)
         self._evict(self._oldest(), nbytes)
+        return had_kept or len(self._absent) > before
 
     def _bind(self, value: ValueId, storage: UntypedStorage) -> None:
         trace = None if self.program is None else self.program.trace

@@ -119,8 +119,9 @@ class ResidencyManager:
         self.absent: dict[int, Resident] = {}  # those of `known` that are not HERE
         self.ahead: dict[int, Resident] = {}  # those that are HERE and being copied out
         self.statistics = Statistics()
-        # Told how many bytes an allocation did not find for which there should have been room.
-        self.when_short: Callable[[int], None] = lambda nbytes: None
+        # Told how many bytes an allocation did not find for which there should have been room; says
+        # whether there is more now.
+        self.when_short: Callable[[int], bool] = lambda nbytes: False
         # Told how many bytes a copy in takes next, on the thread that carries it.
         self.make_way: Callable[[int], None] = lambda nbytes: None
         self._verify = verify
@@ -372,20 +373,18 @@ class ResidencyManager:
         copy = resident.copy
         assert copy is not None
         copy.wait()
-        if copy.error is not None:
+        while copy.error is not None:
             resident.place = Place.AWAY
             if _is_out_of_memory(copy.error):
                 make_room(resident.held)
-                self.when_short(resident.held)
+                if not self.when_short(resident.held):
+                    raise _told(copy.error)
             elif isinstance(copy.error, Exception):  # else it was interrupted
                 raise _told(copy.error)
             self.prefetch(resident)
             copy = resident.copy
             assert copy is not None
             copy.wait()
-            if copy.error is not None:
-                resident.place = Place.AWAY
-                raise _told(copy.error)
         if copy.holder is not None:  # else they were read into the storage itself
             give_bytes(storage, copy.holder)
         self._release(resident)
