@@ -34,8 +34,9 @@ from penstock.zoo.workloads import Size, names, workload
 
 WARM_UP = 2
 """Plain steps that do not count."""
-MEASURED = 4
-"""Planned steps after those from which the session still learns."""
+MEASURED = 10
+"""Planned steps after those from which the session still learns: one step of a shared machine may take a
+quarter longer than the next, and of four such the median says little."""
 TIGHT = 6
 """Plain steps before all others in which the C library returns what is freed, as while a session records:
 they tell the peak (later, what libraries hardly touch lies in pages that others have touched). So many at
