@@ -1,5 +1,6 @@
 """How much room a budget leaves on a device, and how what is free there is given back."""
 
+import time
 from contextlib import AbstractContextManager
 
 import torch
@@ -9,6 +10,9 @@ from penstock.engine.residency import ResidencyManager
 from penstock.simulate.run import most_held
 
 __all__ = ["Room"]
+
+_PATIENCE = 50
+"""The C library counts all free pieces to tell what is in use: one part in so many of the time, at most."""
 
 
 class Room:
@@ -34,6 +38,7 @@ class Room:
         self._manager, self._allocator = manager, allocator
         self._spare = 0  # bytes missing, from which what is free and kept goes back; mostly below 0
         self._held_before = 0  # bytes, when the allocator began to keep
+        self._grown, self._look_again = 0, 0.0  # bytes since; when to ask for them again
         self._peak = self._needed = 0  # bytes, while the tiers filled less than they do now
         for tier in manager.tiers.values():
             tier.store.before_growth = self._note_peak
@@ -47,10 +52,13 @@ class Room:
         return sum(tier.store.footprint() for tier in self._manager.tiers.values())
 
     def in_use(self) -> int:
-        """`used`, without what is free and kept."""
+        """`used`, without what is free and kept: as of late, where the C library takes long to tell."""
         if self._allocator is None or not self._allocator.keeps:
             return self.used()
-        return self._held_before + self._allocator.grown()
+        if (now := time.perf_counter()) >= self._look_again:
+            self._grown = self._allocator.grown()
+            self._look_again = now + _PATIENCE * (time.perf_counter() - now)
+        return self._held_before + self._grown
 
     def peak(self) -> int:
         """The most bytes that the device held for this session since `reset_peak`."""
@@ -99,7 +107,7 @@ class Room:
     def keep_freed(self) -> None:
         """From now on, and as long as there is room, what is freed stays: taking it again costs time."""
         if self._allocator is not None and not self._allocator.keeps:
-            self._held_before = self.used()
+            self._held_before, self._look_again = self.used(), 0.0
             self._allocator.keep()
 
     def return_freed(self, *, for_good: bool = False) -> None:
