@@ -269,3 +269,23 @@ def test_a_peak_stands_when_a_tier_fills_more_after_it() -> None:
             assert 63 * MIB < most < 65 * MIB
         room.reset_peak()
         assert room.peak() < MIB
+
+
+def test_where_it_takes_long_to_tell_what_is_in_use_few_ops_wait_for_it() -> None:
+    """A C library that counts thousands of free pieces after each op took twice the step's time."""
+    asked: list[float] = []
+
+    def grown() -> int:
+        asked.append(time.perf_counter())
+        time.sleep(0.002)
+        return len(asked)
+
+    slow = cast("CAllocator", SimpleNamespace(keeps=False, keep=lambda: None, grown=grown))
+    with managing(CPU) as (manager, _):
+        room = Room(CPU, manager, BUDGET, CpuMeter(), 0, slow)
+        room.keep_freed()
+        slow.keeps = True
+        readings = [room.in_use() for _ in range(100)]
+        assert len(set(readings)) == len(asked) < 10  # the first is not of before it kept
+        time.sleep(0.2)
+        assert room.in_use() == max(readings) + 1

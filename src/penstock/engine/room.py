@@ -12,7 +12,7 @@ from penstock.simulate.run import most_held
 __all__ = ["Room"]
 
 _PATIENCE = 50
-"""The C library counts all free pieces to tell what is in use: one part in so many of the time, at most."""
+"""The C library counts free pieces to tell what is in use: for one part in so many of the time at most."""
 
 
 class Room:
